@@ -1,0 +1,47 @@
+# Every target sets itself up. VENV=... chooses another virtual environment.
+VENV ?= .venv
+PYTHON = $(VENV)/bin/python
+STAMP = $(VENV)/.smart-scanner-dev
+
+.PHONY: setup test check native docs soak clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml setup.py tools/setup.sh src/smartscan/__init__.py $(wildcard src/smartscan/*.c)
+	@tools/setup.sh $(VENV) '[dev]'
+	@touch $@
+
+# The whole suite. tests/docker-up finds or starts a Docker engine for it and prints the environment to reach it
+# (NAME=value lines); tests/docker-down stops what it started.
+test: setup
+	@trap : INT TERM; \
+	if [ -x tests/docker-up ]; then set -a; eval "$$(tests/docker-up)"; set +a; fi; \
+	$(PYTHON) -m pytest $(ARGS); status=$$?; \
+	if [ -x tests/docker-down ]; then tests/docker-down >&2; fi; \
+	exit $$status
+
+# What a change must pass before it is committed; about a minute.
+check: setup
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+	$(PYTHON) tools/docs.py --check
+	$(PYTHON) -m pytest -q -m 'not slow and not docker' $(ARGS)
+
+# Compile the native walk again.
+native:
+	@tools/setup.sh $(VENV) '[dev]'
+	@touch $(STAMP)
+
+docs: setup
+	$(PYTHON) tools/docs.py
+
+# The long tests, again and again with new seeds, until one fails or somebody stops it.
+soak: setup
+	@trap 'exit 130' INT TERM; \
+	while $(PYTHON) -m pytest -q -m 'slow or fuse or root' $(ARGS); do :; done
+
+clean:
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache src/*.egg-info
+	rm -rf $(VENV) src/smartscan/*.so
+	find src tests tools -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,36 @@
+#!/usr/bin/env python3
+"""Run Smart Scanner from a checkout, or the installed one: the same commands as `smartscan`.
+
+Touches: nothing itself.
+"""
+
+import os
+import sys
+
+
+def main():
+    """Find the package beside this file or among the installed ones, and run it."""
+    here = os.path.dirname(os.path.realpath(__file__))
+    source = os.path.join(here, "src")
+    if os.path.isdir(os.path.join(source, "smartscan")):
+        sys.path.insert(0, source)
+        # Workers are new Python processes; they must find the same package.
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
+    if sys.version_info < (3, 11):
+        return explain("it needs Python 3.11 or newer, and this is %d.%d" % sys.version_info[:2])
+    try:
+        from smartscan.cli import main as run
+    except ModuleNotFoundError as error:
+        return explain("the Python module %r is missing" % error.name)
+    return run()
+
+
+def explain(reason):
+    """Say in one sentence why it cannot run, and what does; give the exit status."""
+    print("smart_scanner.py cannot run because %s; ./run_smart_scan.sh does all its own set-up." % reason,
+          file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
