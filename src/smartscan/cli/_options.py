@@ -1,0 +1,74 @@
+"""What every command has: --db, -v, --debug, --help with an example, its place in the configuration.
+
+Touches: the logging of this process.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
+
+
+class Command(click.Command):
+    """A command whose options are all read from one flat table: `chunk-size`, SMART_SCAN_CHUNK_SIZE."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        if parent is not None and parent.default_map is not None:
+            extra["default_map"] = parent.default_map
+        return super().make_context(info_name, args, parent, auto_envvar_prefix="SMART_SCAN", **extra)
+
+
+def command(*, examples: Sequence[str]) -> Callable[[Callable[..., int | None]], click.Command]:
+    """Make a command of a function; it takes `db` and its own options, and returns its exit status or None."""
+
+    def decorate(function: Callable[..., int | None]) -> click.Command:
+        lines = "\n".join(f"  {example}" for example in examples)
+        made = click.command(
+            cls=Command,
+            epilog=f"\b\nExample{'s' if len(examples) > 1 else ''}:\n{lines}",
+            context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+        )(function)
+        made.params += [
+            click.Option(
+                ["--db"],
+                type=click.Path(dir_okay=False, path_type=Path),
+                metavar="FILE",
+                help="The catalogue; without it, smart_catalog.db in the data directory.",
+            ),
+            click.Option(
+                ["-v", "--verbose"], count=True, expose_value=False, callback=_verbose,
+                help="Say more on stderr; twice for everything.",
+            ),
+            click.Option(
+                ["--debug"], is_flag=True, expose_value=False, callback=_debug,
+                help="Show where an unexpected fault happened, instead of writing it to a file.",
+            ),
+        ]
+        return made
+
+    return decorate
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+
+
+def _verbose(ctx: click.Context, param: click.Parameter, value: int) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+    logger = logging.getLogger("smartscan")
+    logger.handlers[:] = [handler]
+    logger.setLevel(LEVELS[min(value, len(LEVELS) - 1)])
+
+
+def _debug(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value:
+        sys.excepthook = sys.__excepthook__
