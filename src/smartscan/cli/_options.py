@@ -28,7 +28,7 @@ class Command(click.Command):
 
 
 def command(*, examples: Sequence[str]) -> Callable[[Callable[..., int | None]], click.Command]:
-    """Make a command of a function; it takes `db` and its own options, and returns its exit status or None."""
+    """Make a command of a function; it takes `db` and its own options, and returns its exit status."""
 
     def decorate(function: Callable[..., int | None]) -> click.Command:
         lines = "\n".join(f"  {example}" for example in examples)
@@ -72,3 +72,15 @@ def _verbose(ctx: click.Context, param: click.Parameter, value: int) -> None:
 def _debug(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     if value:
         sys.excepthook = sys.__excepthook__
+
+
+def parsed(parse: Callable[[str], float]) -> Callable[[click.Context, click.Parameter, str | None], Any]:
+    """Make the callback of a text option that one of the parsers in `smartscan.units` reads."""
+
+    def callback(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
+        try:
+            return None if value is None else parse(value)
+        except ValueError as error:
+            raise click.BadParameter(str(error), ctx, param) from None
+
+    return callback
