@@ -1,0 +1,302 @@
+"""The supervisor's words: what the user allows, what happened, what to do.
+
+Pure.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TypeAlias
+
+from smartscan.model import Outcome, Root
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the user allows."""
+
+    max_containers: int
+    stall_s: float
+    max_attempt_s: float | None = None  # an attempt older than this is overdue, even if it moves
+    give_up: int = 8  # abandoned workers a mount may cost; with that many it is dead
+    fails_to_bisect: int = 2  # attempts in a row without progress before a chunk is cut
+    share_after_s: float = 10.0  # how long a chunk runs before idle slots ask it for work
+    stop_grace_s: float = 10.0  # between a polite stop and a kill
+
+    @property
+    def silence_s(self) -> float:
+        """Give how long a worker may show no beat; it judges its own threads first, at `stall_s`."""
+        return self.stall_s * 1.5 + 5.0
+
+
+class Origin(StrEnum):
+    """Why a chunk is created."""
+
+    LEFTOVER = "leftover"
+    BISECT = "bisect"
+
+
+class Ending(StrEnum):
+    """Why there is nothing more to do."""
+
+    DONE = "done"  # every chunk is done or quarantined
+    CANCELLED = "cancelled"  # pending chunks stay pending
+    MOUNT_DEAD = "mount dead"  # what was pending is quarantined
+
+
+# Events: what happened.
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """A pending chunk exists, persisted. Starts nothing by itself: send a Tick after the last one."""
+
+    chunk_id: int
+    roots: tuple[Root, ...]
+    est_bytes: int | None = None
+    est_entries: int | None = None
+    attempts: int = 0  # the highest attempt number used so far
+    fails: int = 0  # of these, the last ones in a row that brought nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Adopted:
+    """A worker of an earlier controller was found; its chunk is not Added as well.
+
+    One that has ended meanwhile is adopted too, and Exited right after.
+    """
+
+    chunk_id: int
+    attempt: int
+    roots: tuple[Root, ...]
+    est_bytes: int | None = None
+    est_entries: int | None = None
+    fails: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The engine has started the worker."""
+
+    chunk_id: int
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class StartFailed:
+    """The engine could not start it: infrastructure, no fault of the chunk."""
+
+    chunk_id: int
+    attempt: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Progressed:
+    """The worker's progress file was read; only a changed `beat` is progress."""
+
+    chunk_id: int
+    attempt: int
+    beat: int
+    entries: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    """The worker is gone, or its result file says that it is complete."""
+
+    chunk_id: int
+    attempt: int
+    oom: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class KillReturned:
+    """A Kill was carried out; `gone` is whether the worker was reaped within the grace."""
+
+    chunk_id: int
+    attempt: int
+    gone: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """What an attempt brought is in the catalogue.
+
+    `dirs` are directories newly catalogued and `stuck` paths newly recorded as stuck: a stuck path is
+    not in `leftover`, which holds everything else of the chunk's roots that is not catalogued and was
+    not given to other chunks before.
+    """
+
+    chunk_id: int
+    attempt: int
+    outcome: Outcome
+    entries: int = 0
+    dirs: int = 0
+    leftover: tuple[Root, ...] = ()
+    stuck: int = 0
+    abandoned: bool = False  # a process of it could not be killed and still waits for the storage
+
+
+@dataclass(frozen=True, slots=True)
+class Created:
+    """One Create is carried out and all its chunks, perhaps none, were Added."""
+
+    parent_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class MountUnreachable:
+    """The worker ended because the share's root is missing, cannot be opened or does not answer."""
+
+    chunk_id: int
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Paused:
+    """Nothing can be started or judged for now: disk full, engine gone."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unpaused:
+    """The reason for the last Paused is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class StopRequested:
+    """The user wants it to end; a second time: at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed."""
+
+
+# Commands: what to do. Those of one list that touch the catalogue belong into one transaction.
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Start a worker; answered by Started or StartFailed."""
+
+    chunk_id: int
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Yield:
+    """Ask the worker for about half of what it has pending; what comes is Added while it runs on."""
+
+    chunk_id: int
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Ask the worker to give everything back and end; answered by Exited."""
+
+    chunk_id: int
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """Kill the worker; answered by KillReturned, or by Exited where that was seen first."""
+
+    chunk_id: int
+    attempt: int
+    why: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Collect:
+    """Ingest what is sealed, work out the rest; answered by Collected.
+
+    `hint` is how the attempt ended as far as known here; None: as its result file says, or failed.
+    """
+
+    chunk_id: int
+    attempt: int
+    hint: Outcome | None
+
+
+@dataclass(frozen=True, slots=True)
+class Abandon:
+    """The worker would not die: note it as lost. Its slot is free, nothing it does later counts."""
+
+    chunk_id: int
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Create:
+    """Persist new chunks of these roots; answered by Added for each, then Created.
+
+    A leftover is packed as the caller likes, without what other chunks hold; a bisect is one chunk of
+    exactly these roots. The parent is Done in the same list.
+    """
+
+    parent_id: int
+    roots: tuple[Root, ...]
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """The chunk is pending again, with so many attempts in a row that brought nothing."""
+
+    chunk_id: int
+    fails: int
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The chunk is done: catalogued, or in the hands of the chunks created of it."""
+
+    chunk_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantine:
+    """The chunk is given up for this scan."""
+
+    chunk_id: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Say that the scan waits, and why."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """Say that the scan goes on."""
+
+
+@dataclass(frozen=True, slots=True)
+class MountDead:
+    """Say that the mount is dead: what runs may end, nothing is started any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The last command."""
+
+    ending: Ending
+
+
+OfAttempt: TypeAlias = (
+    Started | StartFailed | Progressed | Exited | KillReturned | Collected | MountUnreachable
+)  # fmt: skip
+Event: TypeAlias = OfAttempt | Added | Adopted | Created | Paused | Unpaused | StopRequested | Tick
+Command: TypeAlias = (
+    Start | Yield | Stop | Kill | Collect | Abandon
+    | Create | Retry | Done | Quarantine | Pause | Resume | MountDead | End
+)  # fmt: skip
