@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from smartscan.model import Root, Scope, Usage
 
@@ -50,8 +51,8 @@ def plan(
 
     `children(path)` gives the usage of the subdirectories of `path`, in any order. It is called once
     for each directory above the limits and for no other, so 25,000,000 directories cost nothing where
-    they are small; memory is the roots of the plan. Nothing given for a directory that has more than
-    its own files means that only its top is known: it becomes one chunk, and the worker cuts it.
+    they are small; memory is the roots of the plan. Nothing given for a directory that has more entries
+    than its own means that only its top is known: it becomes one chunk, and the worker cuts it.
     """
     full: list[_Bin] = []
     filling: list[_Bin] = []
@@ -87,7 +88,7 @@ def pack(roots: Iterable[Root], *, parts: int) -> list[tuple[Root, ...]]:
     ordered = sorted(set(roots), key=lambda root: (tree_order(root.path), root.scope))
     parts = max(1, min(parts, len(ordered)))
     cuts = [len(ordered) * part // parts for part in range(parts + 1)]
-    return [tuple(ordered[a:b]) for a, b in zip(cuts, cuts[1:], strict=False) if b > a]
+    return [tuple(ordered[a:b]) for a, b in pairwise(cuts) if b > a]
 
 
 def tree_order(path: bytes) -> bytes:
@@ -106,7 +107,7 @@ def _pieces(
             yield Root(usage.path), usage.disk_bytes, usage.entries
             continue
         below = sorted(children(usage.path), key=lambda child: tree_order(child.path), reverse=True)
-        if not below and (usage.entries > usage.own_entries or usage.disk_bytes > usage.own_disk_bytes):
+        if not below and usage.entries > usage.own_entries:
             yield Root(usage.path), usage.disk_bytes, usage.entries
             continue
         yield Root(usage.path, Scope.FILES), usage.own_disk_bytes, usage.own_entries
