@@ -1,0 +1,263 @@
+"""Questions about what lies in a mount, and the opening of the catalogue for them.
+
+Touches: the catalogue file, for reading only. Safe at any time beside the controller that writes it.
+No query counts entries: what a report shows is kept by the writer, so that an answer takes a moment
+on millions of rows. Paths and names are cast to BLOB, because they need not be text.
+"""
+
+from __future__ import annotations
+
+import heapq
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from smartscan.catalogue.rows import Directory, LargeFile, Mount, Problem, Tally, Totals
+from smartscan.errors import CatalogueError, UsageError
+from smartscan.model import DirState, join
+
+VERSION = 1  # the newest PRAGMA user_version this program understands
+WAIT_S = 5.0  # for a writer's lock where the journal is no WAL; a commit takes far less
+
+# Directories in these states hide something; the others were listed or left out on purpose.
+MISSING = (DirState.DENIED, DirState.TIMED_OUT, DirState.IO_ERROR, DirState.FOUND)
+_MISSING_SQL = ", ".join(f"'{state}'" for state in MISSING)
+
+
+@contextmanager
+def open_for_reading(path: Path) -> Iterator[sqlite3.Connection]:
+    """Open a catalogue for one consistent look at it; nothing is ever written.
+
+    All queries inside see the same moment. CatalogueError: none yet, not one, of another version,
+    locked, damaged. Where the journal is no WAL, a commit waits for the look to end: keep it short.
+    """
+    try:
+        with closing(_connect(path)) as db:
+            yield db
+    except sqlite3.Error as error:
+        raise CatalogueError(_words(path, error)) from error
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    if path.exists() and not path.is_file():
+        raise CatalogueError(f"{path} is not a file, so it is no catalogue; name another with --db")
+    if not path.exists() or path.stat().st_size == 0:
+        raise CatalogueError(
+            f"there is no catalogue at {path} yet; `smartscan scan /path/of/share NAME` makes one"
+        )
+    uri = f"{path.absolute().as_uri()}?mode=ro"
+    try:
+        return _look(path, uri)
+    except sqlite3.OperationalError:
+        # A WAL catalogue at rest in a folder where we may not create its -shm file. Nobody writes it
+        # (else there was a -wal), so it may be read as the plain file it is.
+        if _wal(path):
+            raise
+        return _look(path, f"{uri}&immutable=1")
+
+
+def _look(path: Path, uri: str) -> sqlite3.Connection:
+    db = sqlite3.connect(uri, uri=True, timeout=WAIT_S, isolation_level=None)
+    try:
+        db.text_factory = _text
+        db.execute("BEGIN")
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        tables = {name for (name,) in db.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
+        if not tables.issuperset(("mount", "scan", "chunk", "entry")) or version < 1:
+            raise CatalogueError(f"{path} is not a catalogue of Smart Scanner; name another with --db")
+        if version > VERSION:
+            raise CatalogueError(
+                f"{path} is a catalogue of version {version}, and this program knows {VERSION}; "
+                "use a newer Smart Scanner"
+            )
+        if version < VERSION:
+            raise CatalogueError(
+                f"{path} is a catalogue of the older version {version}; the next scan brings it up to date"
+            )
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _wal(path: Path) -> bool:
+    wal = path.with_name(path.name + "-wal")
+    return wal.exists() and wal.stat().st_size > 0
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "replace")
+
+
+def _words(path: Path, error: sqlite3.Error) -> str:
+    code = getattr(error, "sqlite_errorcode", None)
+    primary = None if code is None else code & 0xFF
+    if primary == sqlite3.SQLITE_NOTADB:
+        return f"{path} is not a catalogue of Smart Scanner; name another with --db"
+    if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return f"{path} is locked by the program that writes it; try again in a moment"
+    if primary in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY):
+        return f"{path} cannot be opened by this user ({error}); see the permissions of it and its folder"
+    return f"{path} cannot be read ({error})"
+
+
+MOUNT_COLUMNS = "mount.id, mount.name, CAST(mount.path AS BLOB), mount.fs_type, mount.source"
+
+
+def mounts(db: sqlite3.Connection, name: str | None = None) -> list[Mount]:
+    """List the mounts by name, or the one of that name; UsageError where it is not there."""
+    every = [Mount(*row) for row in db.execute(f"SELECT {MOUNT_COLUMNS} FROM mount ORDER BY name")]
+    if name is None:
+        return every
+    found = [mount for mount in every if mount.name == name]
+    if not found:
+        names = ", ".join(mount.name for mount in every) or "no mount yet"
+        raise UsageError(f"no mount is named {name!r}; the catalogue has {names}")
+    return found
+
+
+def totals(db: sqlite3.Connection, mount: Mount) -> Totals:
+    """Tell what the catalogue holds of a mount, whichever scans saw it."""
+    files, size, disk = db.execute(
+        "SELECT ifnull(sum(files), 0), ifnull(sum(bytes), 0), ifnull(sum(disk_bytes), 0)"
+        " FROM tally WHERE mount_id = ? AND dimension = 'size'",
+        (mount.id,),
+    ).fetchone()
+    root = db.execute(
+        "SELECT entries, bytes, disk_bytes FROM dir WHERE mount_id = ? AND parent_id IS NULL", (mount.id,)
+    ).fetchone()
+    entries, all_bytes, all_disk = root or (0, 0, 0)
+    # The tally is kept from shard to shard; it is ahead of the tree's totals while a scan runs.
+    return Totals(files, max(entries, files), max(all_bytes, size), max(all_disk, disk))
+
+
+def tally(db: sqlite3.Connection, among: Iterable[Mount], dimension: str) -> list[Tally]:
+    """Give the totals along a dimension (extension, owner, month, size), most disk bytes first."""
+    ids = [mount.id for mount in among]
+    rows = db.execute(
+        "SELECT key, sum(files), sum(bytes), sum(disk_bytes) FROM tally"
+        f" WHERE dimension = ? AND mount_id IN ({_marks(ids)})"
+        " GROUP BY key HAVING sum(files) > 0 ORDER BY sum(disk_bytes) DESC, sum(bytes) DESC, key",
+        (dimension, *ids),
+    )
+    return [Tally(*row) for row in rows]
+
+
+def largest_files(db: sqlite3.Connection, among: Iterable[Mount], *, limit: int) -> list[LargeFile]:
+    """List the largest regular files by apparent size, largest first."""
+    by_id = {mount.id: mount for mount in among}
+    ids = list(by_id)
+    rows = db.execute(
+        "SELECT mount_id, size, dir_id, CAST(name AS BLOB) FROM largest"
+        f" WHERE mount_id IN ({_marks(ids)}) ORDER BY size DESC, dir_id, name LIMIT ?",
+        (*ids, limit),
+    ).fetchall()
+    return [LargeFile(by_id[m], join(path_of(db, folder), name), size) for m, size, folder, name in rows]
+
+
+def largest_directories(db: sqlite3.Connection, among: Iterable[Mount], *, limit: int) -> list[Directory]:
+    """List the directories below the mounts whose subtrees take most disk, largest first.
+
+    One that is little more than its largest subdirectory (95 % or more of it) is left out for that
+    subdirectory, so that a deep path does not fill the list. Cost: the children of what is listed;
+    no subtree is larger than its parent, so the rest need not be looked at.
+    """
+    by_id = {mount.id: mount for mount in among}
+    kept: list[Directory] = []
+    hidden = {mount.id: incomplete_directories(db, mount) for mount in by_id.values()}
+    tops = [(m, row[1]) for m in by_id for row in _children(db, m, None, 1)]
+    heap = [(*_rank(row), row) for m, top in tops for row in _children(db, m, top, limit)]
+    heapq.heapify(heap)
+    while heap and len(kept) < limit:
+        *_, row = heapq.heappop(heap)
+        mount_id, dir_id, state, reason, scan_id, files, entries, size, disk = row
+        below = _children(db, mount_id, dir_id, limit)
+        for child in below:
+            heapq.heappush(heap, (*_rank(child), child))
+        if below and below[0][-1] >= 0.95 * disk and below[0][-2] >= 0.95 * size:
+            continue
+        if entries > 0:
+            mount = by_id[mount_id]
+            path, lower = path_of(db, dir_id), dir_id in hidden[mount_id]
+            kept.append(
+                Directory(mount, path, lower, DirState(state), reason, scan_id, files, entries, size, disk)
+            )
+    return kept
+
+
+def _rank(row: tuple[Any, ...]) -> tuple[int, int, int]:
+    *_, size, disk = row
+    return -disk, -size, row[1]
+
+
+def _children(db: sqlite3.Connection, mount_id: int, dir_id: int | None, limit: int) -> list[tuple[Any, ...]]:
+    return db.execute(
+        "SELECT mount_id, id, state, reason, scan_id, files, entries, bytes, disk_bytes FROM dir"
+        " WHERE mount_id = ? AND parent_id IS ? ORDER BY disk_bytes DESC, bytes DESC, id LIMIT ?",
+        (mount_id, dir_id, limit),
+    ).fetchall()
+
+
+def incomplete_directories(db: sqlite3.Connection, mount: Mount) -> set[int]:
+    """Find every directory (dir.id) whose totals are a lower bound: it or something below was not read."""
+    rows = db.execute(
+        f"""WITH RECURSIVE up(id) AS (
+                SELECT id FROM dir WHERE mount_id = ? AND state IN ({_MISSING_SQL})
+                UNION
+                SELECT dir.parent_id FROM dir JOIN up ON dir.id = up.id WHERE dir.parent_id IS NOT NULL
+            ) SELECT id FROM up""",
+        (mount.id,),
+    )
+    return {dir_id for (dir_id,) in rows}
+
+
+def states(db: sqlite3.Connection, mount: Mount) -> list[tuple[DirState, str | None, int]]:
+    """Count the directories that were not listed, by state and reason, most first."""
+    rows = db.execute(
+        "SELECT state, reason, count(*) FROM dir WHERE mount_id = ? AND state <> 'listed'"
+        " GROUP BY state, reason ORDER BY count(*) DESC, state, reason",
+        (mount.id,),
+    )
+    return [(DirState(state), reason, n) for state, reason, n in rows]
+
+
+def missing(db: sqlite3.Connection, mount: Mount, *, limit: int) -> list[Directory]:
+    """List the directories that could not be read, with what is still known of them from earlier scans."""
+    rows = db.execute(
+        "SELECT id, state, reason, scan_id, files, entries, bytes, disk_bytes FROM dir"
+        f" WHERE mount_id = ? AND state IN ({_MISSING_SQL}) AND state <> 'found' ORDER BY id LIMIT ?",
+        (mount.id, limit),
+    ).fetchall()
+    return [Directory(mount, path_of(db, row[0]), True, DirState(row[1]), *row[2:]) for row in rows]
+
+
+def path_of(db: sqlite3.Connection, dir_id: int) -> bytes:
+    """Rebuild the path of a directory by climbing to its mount."""
+    names = db.execute(
+        """WITH RECURSIVE up(parent_id, name, height) AS (
+               SELECT parent_id, name, 0 FROM dir WHERE id = ?
+               UNION ALL
+               SELECT dir.parent_id, dir.name, up.height + 1 FROM up JOIN dir ON dir.id = up.parent_id
+           ) SELECT CAST(name AS BLOB) FROM up WHERE parent_id IS NOT NULL ORDER BY height DESC""",
+        (dir_id,),
+    )
+    return b"/".join(name for (name,) in names)
+
+
+def problems(db: sqlite3.Connection, among: Iterable[Mount], *, cleared: bool = False) -> Iterator[Problem]:
+    """Give the paths that could not be read, by mount and path; with `cleared` also those read since."""
+    for mount in among:
+        rows = db.execute(
+            "SELECT CAST(path AS BLOB), op, errno, scan_id, first_at, last_at, attempts, waited_s, wchan,"
+            " cause, retry_at, cleared_at FROM problem"
+            " WHERE mount_id = ? AND (cleared_at IS NULL OR ?) ORDER BY path, op",
+            (mount.id, cleared),
+        )
+        for row in rows:
+            yield Problem(mount, *row)
+
+
+def _marks(values: list[int]) -> str:
+    return ", ".join("?" * len(values))
