@@ -1,0 +1,305 @@
+"""Workers as local processes, with a container's limits where the system lets a process have them.
+
+Touches: processes, control groups, each worker's log file. A worker is a session of its own that the
+kernel kills when this process dies. Its leader stays a zombie until `remove`, so that neither its pid nor
+its session can pass to another process while somebody may still send it a signal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import itertools
+import math
+import os
+import queue
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+
+import smartscan
+from smartscan.engine import (
+    LOG_TAIL_BYTES,
+    OOM_SCORE_ADJ,
+    PIDS_LIMIT,
+    WORKER_MODULE,
+    Found,
+    Job,
+    Status,
+    cgroups,
+    fit,
+    owner,
+    processes,
+)
+from smartscan.errors import EngineError
+from smartscan.model import Resources
+
+LOG_NAME = "log.txt"
+MARK = "SMART_SCAN_WORKER"  # <namespace>:<scan>:<chunk>:<attempt>; `find` looks for it in /proc/*/environ
+MARK_OWNER = "SMART_SCAN_OWNER"
+MARK_FOLDER = "SMART_SCAN_FOLDER"
+NICE = 5  # politer than what the user does meanwhile, not so polite that it starves
+START_S = 10.0  # fork and exec; longer means that the host can no longer start processes
+REMOVE_S = 0.2  # what a group takes to notice that its last process was reaped
+KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH")
+PR_SET_PDEATHSIG = 1
+
+_prctl = ctypes.CDLL(None).prctl
+_numbers = itertools.count()
+
+
+@dataclass(frozen=True, slots=True)
+class _Worker:
+    job: Job
+    process: subprocess.Popen[bytes]
+    group: cgroups.Group | None
+
+
+class Local:
+    """The engine of local processes; `command` gets the attempt's folder as its last argument.
+
+    Without `groups` it limits workers as it must where this user may not make control groups.
+    """
+
+    name = "local"
+
+    def __init__(
+        self, namespace: str, *, command: Sequence[str] | None = None, groups: bool = True
+    ) -> None:
+        self._namespace = namespace
+        self._command = tuple(command or (sys.executable, "-m", WORKER_MODULE))
+        self._owner = owner.mark()
+        self._parent = cgroups.parent() if groups else None
+        self._workers: dict[str, _Worker] = {}
+        self._orders: queue.SimpleQueue[tuple[Job, Future[str]] | None] = queue.SimpleQueue()
+        # The kernel ties a worker's life to the thread that forked it, and pool threads come and go.
+        threading.Thread(target=self._serve, name="local-engine", daemon=True).start()
+
+    def check(self) -> None:
+        """Nothing is needed but this Python."""
+
+    def clamp(self, want: Resources) -> tuple[Resources, list[str]]:
+        cpus = float(len(os.sched_getaffinity(0)))
+        memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return fit(want, cpus, memory_bytes)
+
+    def describe(self) -> list[str]:
+        if self._parent is None:
+            return [
+                "Workers are local processes, limited by RLIMIT_DATA (each process), CPU affinity and nice; "
+                "this user may not make control groups."
+            ]
+        held = ", ".join(self._parent.dirs)
+        return [f"Workers are local processes, limited by control groups v{self._parent.version} ({held})."]
+
+    def start(self, job: Job) -> str:
+        done: Future[str] = Future()
+        self._orders.put((job, done))
+        try:
+            return done.result(START_S)
+        except TimeoutError:
+            with contextlib.suppress(OSError):
+                (job.folder / "stop").touch()
+            raise EngineError(f"This host did not start a process within {START_S:g} s.") from None
+
+    def status(self, worker_id: str) -> Status:
+        worker = self._workers.get(worker_id)
+        if worker is None:
+            return Status("running" if _living(worker_id) else "gone")
+        code = _exit_code(worker.process.pid)
+        if code is None:
+            return Status("running")
+        tail = _tail(worker.job.folder / LOG_NAME)
+        if worker.group:
+            oom = worker.group.out_of_memory()
+        else:
+            oom = code != 0 and tail.rstrip().rpartition("\n")[2].startswith("MemoryError")
+        return Status("exited", code, oom, tail)
+
+    def kill(self, worker_id: str, *, grace_s: float = 1.0) -> bool:
+        until = time.monotonic() + grace_s
+        members = self._members(worker_id)
+        while left := members():
+            for process in left:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(process.pid, signal.SIGKILL)
+            if time.monotonic() >= until:
+                return False
+            time.sleep(0.005)
+        return True
+
+    def remove(self, worker_id: str) -> bool:
+        worker = self._workers.get(worker_id)
+        if worker is None:
+            return not _living(worker_id)
+        if _exit_code(worker.process.pid) is None or not self.kill(worker_id, grace_s=REMOVE_S):
+            return False
+        worker.process.wait()
+        until = time.monotonic() + REMOVE_S
+        while worker.group and not worker.group.remove():
+            if time.monotonic() >= until:
+                return False
+            time.sleep(0.002)
+        self._workers.pop(worker_id, None)
+        return True
+
+    def find(self, namespace: str) -> list[Found]:
+        found: dict[int, Found] = {}  # by session: a worker and its walker are one
+        for process in processes.every():
+            seen = _recognise(process, namespace)
+            if seen and (process.session not in found or process.pid == process.session):
+                found[process.session] = seen
+        for worker_id, worker in list(self._workers.items()):  # a zombie has no environment to recognise
+            job = worker.job
+            if namespace == self._namespace and worker.process.pid not in found:
+                found[worker.process.pid] = Found(
+                    worker_id, job.scan_id, job.chunk_id, job.attempt, job.folder, "exited", owner_alive=True
+                )
+        if self._parent:
+            self._parent.sweep()
+        return list(found.values())
+
+    def close(self) -> None:
+        for worker_id in list(self._workers):
+            self.kill(worker_id)
+            self.remove(worker_id)
+        self._orders.put(None)
+
+    def _serve(self) -> None:
+        while order := self._orders.get():
+            job, done = order
+            try:
+                done.set_result(self._spawn(job))
+            except OSError as error:
+                done.set_exception(EngineError(f"This host cannot start a worker: {error}."))
+
+    def _spawn(self, job: Job) -> str:
+        group = self._group(job.resources)
+        log_fd = os.open(job.folder / LOG_NAME, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        try:
+            process = subprocess.Popen(
+                (*self._command, os.fspath(job.folder)),
+                stdin=subprocess.DEVNULL,
+                stdout=log_fd,
+                stderr=log_fd,
+                cwd="/",
+                env=self._environment(job),
+                start_new_session=True,
+                preexec_fn=_leash(os.getpid()),
+            )
+        except OSError:
+            if group:
+                group.remove()
+            raise
+        finally:
+            os.close(log_fd)
+        _restrain(process.pid, group, job)
+        seen = processes.read(process.pid)
+        assert seen, "a child that nobody reaped is in /proc"
+        self._workers[seen.id] = _Worker(job, process, group)
+        return seen.id
+
+    def _group(self, want: Resources) -> cgroups.Group | None:
+        if self._parent:
+            with contextlib.suppress(OSError):
+                return self._parent.make(f"{os.getpid()}.{next(_numbers)}", want, PIDS_LIMIT)
+            self._parent = None  # seen once, the kernel will refuse again; `describe` tells from now on
+        return None
+
+    def _environment(self, job: Job) -> dict[str, str]:
+        return {
+            **{name: os.environ[name] for name in KEPT if name in os.environ},
+            "PYTHONPATH": str(Path(smartscan.__file__).parents[1]),
+            MARK: f"{self._namespace}:{job.scan_id}:{job.chunk_id}:{job.attempt}",
+            MARK_OWNER: self._owner,
+            MARK_FOLDER: os.fspath(job.folder),
+        }
+
+    def _members(self, worker_id: str) -> Callable[[], list[processes.Process]]:
+        """Make the function that lists what lives of a worker: its session, and all in its group."""
+        worker = self._workers.get(worker_id)
+        leader = _living(worker_id)
+        if worker is None and leader is None:
+            return list
+        session = worker.process.pid if worker else leader.session if leader else 0
+
+        def members() -> list[processes.Process]:
+            grouped = worker.group.pids() if worker and worker.group else set()
+            return [
+                process
+                for process in processes.every()
+                if (process.session == session or process.pid in grouped) and processes.lives(process)
+            ]
+
+        return members
+
+
+def _leash(parent: int) -> Callable[[], None]:
+    """Make what a child runs before exec: no imports and no locks, for other threads may hold those."""
+
+    def leash() -> None:
+        _prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:  # it died before the kernel knew that we care
+            os._exit(1)
+
+    return leash
+
+
+def _restrain(pid: int, group: cgroups.Group | None, job: Job) -> None:
+    """Limit a process that has just begun; one that has already ended needs no limit."""
+    with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+        Path(f"/proc/{pid}/oom_score_adj").write_text(str(OOM_SCORE_ADJ))
+        if group:
+            group.add(pid)
+            return
+        resource.prlimit(pid, resource.RLIMIT_DATA, (job.resources.memory_bytes,) * 2)
+        os.setpriority(os.PRIO_PROCESS, pid, NICE)
+        host = sorted(os.sched_getaffinity(0))
+        wanted = min(len(host), math.ceil(job.resources.cpus))
+        first = job.chunk_id * wanted % len(host)  # neighbours get neighbouring CPUs, not all the first ones
+        os.sched_setaffinity(pid, (host * 2)[first : first + wanted])
+
+
+def _exit_code(pid: int) -> int | None:
+    """Look at a child's exit without reaping it; None while it runs."""
+    ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    if ended is None:
+        return None
+    return ended.si_status if ended.si_code == os.CLD_EXITED else 128 + ended.si_status
+
+
+def _living(worker_id: str) -> processes.Process | None:
+    """Find the process of an id; None when it has ended, also when its pid is another's by now."""
+    try:
+        pid, started = processes.parse_id(worker_id)
+    except ValueError:
+        return None
+    seen = processes.read(pid)
+    return seen if seen and seen.started == started and processes.lives(seen) else None
+
+
+def _recognise(process: processes.Process, namespace: str) -> Found | None:
+    """Read our marks off a process."""
+    marks = processes.environment(process)
+    spoken_for, *numbers = marks.get(MARK, "").rsplit(":", 3)
+    if spoken_for != namespace or len(numbers) != 3 or MARK_FOLDER not in marks:
+        return None
+    scan_id, chunk_id, attempt = map(int, numbers)
+    alive = owner.alive(marks.get(MARK_OWNER, "")) is not False
+    return Found(process.id, scan_id, chunk_id, attempt, Path(marks[MARK_FOLDER]), "running", alive)
+
+
+def _tail(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - LOG_TAIL_BYTES))
+            return file.read(LOG_TAIL_BYTES).decode("utf-8", "replace")
+    except OSError:
+        return ""

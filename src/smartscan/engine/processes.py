@@ -1,0 +1,72 @@
+"""Processes as /proc shows them: by session, by environment, and never a recycled pid for an old one.
+
+Touches: /proc. Reads `stat` and `environ` only: neither waits for a process that is stuck in a file system.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """One process; `started` is in clock ticks since boot and makes the pid unique."""
+
+    pid: int
+    state: str
+    session: int
+    started: int
+
+    @property
+    def id(self) -> str:
+        return f"{self.pid}:{self.started}"
+
+
+def parse_id(text: str) -> tuple[int, int]:
+    """Split `pid:started`; ValueError on anything else."""
+    pid, _, started = text.partition(":")
+    return int(pid), int(started)
+
+
+def read(pid: int) -> Process | None:
+    """Read one process; None when there is none."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()  # the name before it may hold anything
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return Process(pid, fields[0].decode(), int(fields[3]), int(fields[19]))
+
+
+def every() -> Iterator[Process]:
+    """Go through all processes that can be seen."""
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit() and (process := read(int(folder.name))):
+            yield process
+
+
+def lives(process: Process) -> bool:
+    """Tell a living process from a zombie, and a plain zombie from one whose other thread is stuck.
+
+    A process whose leader has ended shows `Z` for as long as one thread sits in an unanswered read.
+    """
+    if process.state not in "ZX":
+        return True
+    try:
+        threads = [folder.name for folder in Path(f"/proc/{process.pid}/task").iterdir()]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return threads != [str(process.pid)] and threads != []
+
+
+def environment(process: Process) -> dict[str, str]:
+    """Read a process's first environment; empty for another user's, a kernel thread's, a zombie's."""
+    try:
+        with open(f"/proc/{process.pid}/environ", "rb") as file:
+            pairs = file.read().split(b"\0")
+    except OSError:
+        return {}
+    return dict(os.fsdecode(pair).partition("=")[::2] for pair in pairs if b"=" in pair)

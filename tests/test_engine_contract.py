@@ -1,0 +1,348 @@
+"""What every engine promises, asked of each one that can run here, with tiny programs as workers."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from smartscan.engine import Engine, Job, Status, choose, local, sockets
+from smartscan.errors import EngineError, MountError, UsageError
+from smartscan.model import Resources
+
+IMAGE = os.environ.get("SMART_SCAN_TEST_IMAGE", "nas-scanner-hp:latest")
+PODMAN = "unix:///run/podman/podman.sock"
+SMALL = Resources(1.0, 64 * 2**20)
+
+WRITE_PROGRESS = """
+import json, os, sys, time
+folder = sys.argv[1]
+with open(os.path.join(folder, "new"), "w") as file:
+    json.dump({"beat": 1}, file)
+os.rename(os.path.join(folder, "new"), os.path.join(folder, "progress.json"))
+print("reading")
+"""
+SLEEP = WRITE_PROGRESS + "sys.stdout.flush()\ntime.sleep(60)\n"
+FAMILY = """
+import subprocess, sys, time, os
+code = "import os, sys, time; open(sys.argv[1], 'w').write('x'); time.sleep(60)"
+child = subprocess.Popen([sys.executable, "-c", code, os.path.join(sys.argv[1], "child")])
+child.wait()
+"""
+
+
+@dataclass
+class Rig:
+    """An engine under test, and what a test needs around it."""
+
+    open: Callable[[str, str], Engine]
+    folder: Path
+    namespace: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
+    engines: list[Engine] = field(default_factory=list)
+
+    def engine(self, program: str, namespace: str | None = None) -> Engine:
+        engine = self.open(program, namespace or self.namespace)
+        self.engines.append(engine)
+        return engine
+
+    def job(self, chunk_id: int = 1, attempt: int = 1, name: str = "Media") -> Job:
+        share = self.folder / "a share: 'x', \"y\" $(touch z)"
+        share.mkdir(exist_ok=True)
+        folder = self.folder / f"work: {uuid.uuid4().hex[:6]}, 'of' \"{name[:3]}\"" / f"{chunk_id}-{attempt}"
+        folder.mkdir(parents=True)
+        return Job(7, name, chunk_id, attempt, os.fsencode(share), folder, SMALL)
+
+
+def local_engine(program: str, namespace: str) -> Engine:
+    return local.Local(namespace, command=(sys.executable, "-c", program))
+
+
+def plain_engine(program: str, namespace: str) -> Engine:
+    return local.Local(namespace, command=(sys.executable, "-c", program), groups=False)
+
+
+def container_engine(url: str) -> Callable[[str, str], Engine]:
+    from smartscan.engine import docker
+
+    def start(program: str, namespace: str) -> Engine:
+        return docker.Docker(namespace, url=url, image=IMAGE, command=("python3", "-c", program))
+
+    try:
+        start("", "probe").check()
+    except EngineError as error:
+        if "SMART_SCAN_TEST_IMAGE" not in os.environ or "missing" in str(error):
+            pytest.skip(str(error))
+    return start
+
+
+def docker_engine() -> Callable[[str, str], Engine]:
+    try:
+        return container_engine(sockets.locate(2.0))
+    except EngineError as error:
+        pytest.skip(str(error))
+
+
+def podman_engine() -> Callable[[str, str], Engine]:
+    if not Path(PODMAN.removeprefix("unix://")).exists():
+        pytest.skip("there is no Podman socket here")
+    return container_engine(PODMAN)
+
+
+ENGINES: dict[str, Callable[[], Callable[[str, str], Engine]]] = {
+    "local": lambda: local_engine,
+    "local-without-groups": lambda: plain_engine,
+    "docker": docker_engine,
+    "podman": podman_engine,
+}
+
+
+@pytest.fixture(
+    params=[
+        "local",
+        "local-without-groups",
+        pytest.param("docker", marks=pytest.mark.docker),
+        pytest.param("podman", marks=pytest.mark.docker),
+    ]
+)
+def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Rig]:
+    rig = Rig(ENGINES[request.param](), tmp_path)
+    yield rig
+    for engine in rig.engines:
+        with contextlib.suppress(EngineError):
+            for found in engine.find(rig.namespace):
+                engine.kill(found.worker_id, grace_s=10)
+                engine.remove(found.worker_id)
+        engine.close()
+
+
+T = TypeVar("T")
+
+
+def until(look: Callable[[], T], wanted: Callable[[T], object], seconds: float = 30.0) -> T:
+    end = time.monotonic() + seconds
+    while not wanted(seen := look()):
+        assert time.monotonic() < end, f"still {seen!r} after {seconds} s"
+        time.sleep(0.02)
+    return seen
+
+
+def end_of(engine: Engine, worker_id: str) -> Status:
+    return until(lambda: engine.status(worker_id), lambda status: status.state not in ("running", "unknown"))
+
+
+def test_a_worker_runs_writes_in_its_folder_and_is_forgotten(rig: Rig) -> None:
+    engine = rig.engine(WRITE_PROGRESS)
+    job = rig.job()
+    worker_id = engine.start(job)
+    status = end_of(engine, worker_id)
+    assert status == Status("exited", 0, False, "reading\n")
+    assert json.loads((job.folder / "progress.json").read_text()) == {"beat": 1}
+    assert [found.state for found in engine.find(rig.namespace)] == ["exited"]
+    assert engine.remove(worker_id)
+    assert engine.find(rig.namespace) == []
+    assert engine.status(worker_id).state == "gone"
+    assert engine.remove(worker_id)
+    assert engine.kill(worker_id)
+
+
+def test_a_running_worker_is_seen_found_and_killed(rig: Rig) -> None:
+    engine = rig.engine(SLEEP)
+    job = rig.job(chunk_id=12, attempt=3)
+    worker_id = engine.start(job)
+    until((job.folder / "progress.json").exists, bool)
+    assert engine.status(worker_id).state == "running"
+    assert not engine.remove(worker_id)
+    (found,) = engine.find(rig.namespace)
+    assert (found.worker_id, found.scan_id, found.chunk_id, found.attempt) == (worker_id, 7, 12, 3)
+    assert (found.folder, found.state, found.owner_alive) == (job.folder, "running", True)
+    assert engine.kill(worker_id, grace_s=5)
+    status = end_of(engine, worker_id)
+    assert (status.exit_code, status.oom) == (128 + signal.SIGKILL, False)
+    assert "reading" in status.log_tail
+    assert engine.remove(worker_id)
+
+
+def test_children_die_with_their_worker(rig: Rig) -> None:
+    engine = rig.engine(FAMILY)
+    job = rig.job()
+    worker_id = engine.start(job)
+    until((job.folder / "child").exists, bool)
+    assert engine.kill(worker_id, grace_s=5)
+    assert [found.state for found in engine.find(rig.namespace)] == ["exited"]
+    assert engine.remove(worker_id)
+
+
+@pytest.mark.parametrize(
+    ("program", "code"),
+    [
+        ("raise SystemExit(10)", 10),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", 128 + signal.SIGSEGV),
+        ("1 / 0", 1),
+    ],
+)
+def test_exit_codes(rig: Rig, program: str, code: int) -> None:
+    engine = rig.engine(program)
+    status = end_of(engine, engine.start(rig.job()))
+    assert (status.state, status.exit_code, status.oom) == ("exited", code, False)
+    assert ("ZeroDivisionError" in status.log_tail) == (code == 1)
+
+
+def test_out_of_memory_is_told(rig: Rig) -> None:
+    engine = rig.engine("kept = [b'x' * 2**20 for _ in range(300)]; print(len(kept))")
+    job = rig.job()
+    status = end_of(engine, engine.start(job))
+    assert (status.state, status.oom) == ("exited", True)
+    assert status.exit_code != 0
+
+
+def test_the_log_is_read_from_its_end_and_bounded(rig: Rig) -> None:
+    engine = rig.engine("print('x' * 50_000); print('the end')")
+    status = end_of(engine, engine.start(rig.job()))
+    assert status.log_tail.endswith("the end\n")
+    assert len(status.log_tail) <= 8192
+
+
+def test_workers_see_the_share_under_its_own_name(rig: Rig) -> None:
+    job = rig.job()
+    share = Path(os.fsdecode(job.share))
+    (share / "file").write_text("hello")
+    engine = rig.engine(f"print(open({os.fspath(share / 'file')!r}).read())")
+    assert end_of(engine, engine.start(job)).log_tail == "hello\n"
+
+
+ODD_NAMES = ["Fotos: 'été' \"x\"", "$(touch x)", "-rf /", "日本", "a/b", " " * 3, "x" * 300]
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_odd_names_at_once(rig: Rig, name: str) -> None:
+    engine = rig.engine(SLEEP)
+    jobs = [rig.job(chunk_id=1, name=name), rig.job(chunk_id=2, name=name), rig.job(1, 2, name)]
+    ids = [engine.start(job) for job in jobs]
+    assert len(set(ids)) == 3
+    assert {engine.status(worker_id).state for worker_id in ids} == {"running"}
+    found = engine.find(rig.namespace)
+    assert {(one.chunk_id, one.attempt, one.folder) for one in found} == {
+        (job.chunk_id, job.attempt, job.folder) for job in jobs
+    }
+
+
+def test_the_same_chunk_in_two_data_directories(rig: Rig) -> None:
+    mine, other = rig.engine(SLEEP), rig.engine(SLEEP, rig.namespace + "-2")
+    my_id, other_id = mine.start(rig.job()), other.start(rig.job())
+    assert [found.worker_id for found in mine.find(rig.namespace)] == [my_id]
+    assert [found.worker_id for found in mine.find(rig.namespace + "-2")] == [other_id]
+    assert mine.kill(my_id, grace_s=5)
+    assert other.status(other_id).state == "running"
+    assert other.kill(other_id, grace_s=5)
+    assert other.remove(other_id)
+
+
+def test_a_chunk_tried_again_beside_its_dead_attempt(rig: Rig) -> None:
+    engine = rig.engine(WRITE_PROGRESS)
+    first = engine.start(rig.job(attempt=1))
+    end_of(engine, first)
+    second = engine.start(rig.job(attempt=2))
+    assert end_of(engine, second).exit_code == 0
+
+
+def test_another_engine_finds_and_ends_what_this_one_started(rig: Rig) -> None:
+    worker_id = rig.engine(SLEEP).start(rig.job())
+    other = rig.engine(SLEEP)
+    (found,) = other.find(rig.namespace)
+    assert found.worker_id == worker_id
+    assert other.status(worker_id).state == "running"
+    assert other.kill(worker_id, grace_s=5)
+    assert other.status(worker_id).state in ("exited", "gone")
+
+
+def test_eight_at_once_from_eight_threads(rig: Rig) -> None:
+    engine = rig.engine(WRITE_PROGRESS)
+    jobs = [rig.job(chunk_id=number) for number in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        ids = list(pool.map(engine.start, jobs))
+        ends = list(pool.map(lambda worker_id: end_of(engine, worker_id), ids))
+        assert [end.exit_code for end in ends] == [0] * 8
+        assert all(pool.map(engine.remove, ids))
+    assert engine.find(rig.namespace) == []
+
+
+def test_wishes_above_the_host_are_cut_and_said(rig: Rig) -> None:
+    engine = rig.engine("")
+    got, said = engine.clamp(Resources(4096.0, 2**60))
+    assert got.cpus <= 4096
+    assert got.memory_bytes < 2**60
+    assert len(said) == 2
+    assert engine.clamp(got) == (got, [])
+    assert engine.start(replace(rig.job(), resources=got))
+    assert engine.describe()
+
+
+def test_a_folder_that_is_missing_is_no_worker(rig: Rig) -> None:
+    engine = rig.engine(WRITE_PROGRESS)
+    job = replace(rig.job(), folder=rig.folder / "nowhere")
+    with pytest.raises((EngineError, MountError)):
+        engine.start(job)
+    assert engine.find(rig.namespace) == []
+
+
+def test_local_workers_die_with_their_controller(tmp_path: Path) -> None:
+    job_folder = tmp_path / "1-1"
+    job_folder.mkdir()
+    program = textwrap.dedent(
+        f"""
+        import sys, time
+        from pathlib import Path
+        from smartscan.engine import Job, local
+        from smartscan.model import Resources
+        engine = local.Local("orphans", command=(sys.executable, "-c", {SLEEP!r}))
+        folder = Path({os.fspath(job_folder)!r})
+        print(engine.start(Job(1, "x", 1, 1, b"/", folder, Resources(1.0, 2**28))), flush=True)
+        time.sleep(60)
+        """
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(local.__file__).parents[2])}
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env=environment
+    ) as controller:
+        assert controller.stdout
+        worker_id = controller.stdout.readline().strip()
+        until((job_folder / "progress.json").exists, bool)
+        watcher = local.Local("orphans")
+        assert [found.worker_id for found in watcher.find("orphans")] == [worker_id]
+        controller.kill()
+    until(lambda: watcher.find("orphans"), lambda found: not found, 5.0)
+    assert watcher.status(worker_id).state == "gone"
+    watcher.close()
+
+
+def test_a_recycled_pid_is_left_alone() -> None:
+    engine = local.Local("recycled")
+    me = f"{os.getpid()}:1"
+    assert engine.status(me).state == "gone"
+    assert engine.kill(me)
+    engine.close()
+
+
+def test_choosing_an_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere/docker.sock")
+    engine, why = choose("auto", namespace="x")
+    assert engine.name == "local"
+    assert "/nowhere/docker.sock" in why
+    engine.close()
+    with pytest.raises(EngineError, match="/nowhere/docker"):
+        choose("docker", namespace="x")
+    with pytest.raises(UsageError, match="'kubernetes'"):
+        choose("kubernetes", namespace="x")
