@@ -301,19 +301,20 @@ def test_a_folder_that_is_missing_is_no_worker(rig: Rig) -> None:
 def test_local_workers_die_with_their_controller(tmp_path: Path) -> None:
     job_folder = tmp_path / "1-1"
     job_folder.mkdir()
+    (tmp_path / "sleeper.py").write_text(SLEEP)
     program = textwrap.dedent(
         f"""
         import sys, time
         from pathlib import Path
-        from smartscan.engine import Job, local
+        from smartscan.engine import Job, leash, local
         from smartscan.model import Resources
-        engine = local.Local("orphans", command=(sys.executable, "-c", {SLEEP!r}))
+        engine = local.Local("orphans", command=(sys.executable, "-m", leash.__name__, "sleeper"))
         folder = Path({os.fspath(job_folder)!r})
         print(engine.start(Job(1, "x", 1, 1, b"/", folder, Resources(1.0, 2**28))), flush=True)
         time.sleep(60)
         """
     )
-    environment = {**os.environ, "PYTHONPATH": str(Path(local.__file__).parents[2])}
+    environment = {**os.environ, "PYTHONPATH": f"{local.PACKAGES}{os.pathsep}{tmp_path}"}
     with subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env=environment
     ) as controller:

@@ -1,14 +1,13 @@
 """Workers as local processes, with a container's limits where the system lets a process have them.
 
-Touches: processes, control groups, each worker's log file. A worker is a session of its own that the
-kernel kills when this process dies. Its leader stays a zombie until `remove`, so that neither its pid nor
-its session can pass to another process while somebody may still send it a signal.
+Touches: processes, control groups, each worker's log file. A worker is a session of its own, on a leash:
+the kernel kills it when this process dies. Its leader stays a zombie until `remove`, so that neither its
+pid nor its session can pass to another process while somebody may still send it a signal.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import itertools
 import math
 import os
@@ -35,6 +34,7 @@ from smartscan.engine import (
     Status,
     cgroups,
     fit,
+    leash,
     owner,
     processes,
 )
@@ -48,10 +48,9 @@ MARK_FOLDER = "SMART_SCAN_FOLDER"
 NICE = 5  # politer than what the user does meanwhile, not so polite that it starves
 START_S = 10.0  # fork and exec; longer means that the host can no longer start processes
 REMOVE_S = 0.2  # what a group takes to notice that its last process was reaped
+PACKAGES = str(Path(smartscan.__file__).parents[1])  # also right when run from a checkout
 KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH")
-PR_SET_PDEATHSIG = 1
 
-_prctl = ctypes.CDLL(None).prctl
 _numbers = itertools.count()
 
 
@@ -65,6 +64,7 @@ class _Worker:
 class Local:
     """The engine of local processes; `command` gets the attempt's folder as its last argument.
 
+    A `command` of one's own is on no leash unless it runs through `leash`.
     Without `groups` it limits workers as it must where this user may not make control groups.
     """
 
@@ -74,12 +74,12 @@ class Local:
         self, namespace: str, *, command: Sequence[str] | None = None, groups: bool = True
     ) -> None:
         self._namespace = namespace
-        self._command = tuple(command or (sys.executable, "-m", WORKER_MODULE))
+        self._command = tuple(command or (sys.executable, "-m", leash.__name__, WORKER_MODULE))
         self._owner = owner.mark()
         self._parent = cgroups.parent() if groups else None
         self._workers: dict[str, _Worker] = {}
         self._orders: queue.SimpleQueue[tuple[Job, Future[str]] | None] = queue.SimpleQueue()
-        # The kernel ties a worker's life to the thread that forked it, and pool threads come and go.
+        # The kernel ties a leashed worker to the thread that started it, and pool threads come and go.
         threading.Thread(target=self._serve, name="local-engine", daemon=True).start()
 
     def check(self) -> None:
@@ -181,8 +181,8 @@ class Local:
                 done.set_exception(EngineError(f"This host cannot start a worker: {error}."))
 
     def _spawn(self, job: Job) -> str:
-        group = self._group(job.resources)
         log_fd = os.open(job.folder / LOG_NAME, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        group = self._group(job.resources)
         try:
             process = subprocess.Popen(
                 (*self._command, os.fspath(job.folder)),
@@ -192,7 +192,6 @@ class Local:
                 cwd="/",
                 env=self._environment(job),
                 start_new_session=True,
-                preexec_fn=_leash(os.getpid()),
             )
         except OSError:
             if group:
@@ -216,7 +215,8 @@ class Local:
     def _environment(self, job: Job) -> dict[str, str]:
         return {
             **{name: os.environ[name] for name in KEPT if name in os.environ},
-            "PYTHONPATH": str(Path(smartscan.__file__).parents[1]),
+            "PYTHONPATH": os.pathsep.join((PACKAGES, *filter(None, [os.environ.get("PYTHONPATH")]))),
+            leash.STARTER: str(os.getpid()),
             MARK: f"{self._namespace}:{job.scan_id}:{job.chunk_id}:{job.attempt}",
             MARK_OWNER: self._owner,
             MARK_FOLDER: os.fspath(job.folder),
@@ -239,17 +239,6 @@ class Local:
             ]
 
         return members
-
-
-def _leash(parent: int) -> Callable[[], None]:
-    """Make what a child runs before exec: no imports and no locks, for other threads may hold those."""
-
-    def leash() -> None:
-        _prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != parent:  # it died before the kernel knew that we care
-            os._exit(1)
-
-    return leash
 
 
 def _restrain(pid: int, group: cgroups.Group | None, job: Job) -> None:
