@@ -172,9 +172,8 @@ class Supervisor:
             return None
         times = [] if self._outside else [self._due(run) for run in self._runs.values()]
         if self._may_start():
-            if self._queue:
-                times.append(self._retry_at if self._start_error else now)
-        elif not self._queue and self._idle() and not self._blocked():
+            times.append(self._retry_at if self._start_error else now)
+        if self._may_share():
             times += [self._share_at(run) for run in self._runs.values()]
         if not self._runs and not self._creating and (self._stopping or self._dead or not self._queue):
             times.append(now)
@@ -285,7 +284,7 @@ class Supervisor:
                 self._collect(chunk, run, Outcome.FAILED, now)
             case Collected():
                 if run.phase is _Phase.COLLECTING:
-                    self._collected(chunk, event, now)
+                    self._collected(chunk, run, event, now)
 
     def _start_failed(self, chunk: _Chunk, message: str, now: float) -> None:
         if not self._stopping and not self._dead:
@@ -296,14 +295,16 @@ class Supervisor:
         chunk.setbacks += 1
         self._requeue(chunk, now)
 
-    def _collected(self, chunk: _Chunk, event: Collected, now: float) -> None:
+    def _collected(self, chunk: _Chunk, run: _Run, event: Collected, now: float) -> None:
+        # It may also obey the stop of an earlier controller, that this one does not know of.
+        obeyed = event.outcome is Outcome.CANCELLED and run.why in (None, Outcome.CANCELLED)
         if event.abandoned:
             self._lose(chunk.id, event.attempt, now)
         if event.dirs or event.stuck or set(event.leftover) != set(chunk.roots):
             if event.leftover:
                 self._create(chunk, event.leftover, Origin.LEFTOVER, now)
             self._done(chunk, now)
-        elif self._stopping or self._dead or self._outside:  # no fault of the chunk
+        elif obeyed or self._stopping or self._dead or self._outside:  # no fault of the chunk
             self._requeue(chunk, now)
         else:
             chunk.fails += 1
@@ -393,6 +394,10 @@ class Supervisor:
         probing = any(run.phase is _Phase.STARTING for run in self._runs.values())
         return self._start_error is None or not probing
 
+    def _may_share(self) -> bool:
+        coming = self._queue or self._creating or self._start_error
+        return not coming and not self._blocked() and self._idle() > 0
+
     def _share_at(self, run: _Run) -> float:
         """Give the moment from which a run may be asked for work."""
         if run.phase is not _Phase.RUNNING:
@@ -405,11 +410,11 @@ class Supervisor:
             chunk.attempts += 1
             chunk.run = self._runs[chunk.id] = _Run(chunk.attempts, _Phase.STARTING, now, now)
             self._say(Start(chunk.id, chunk.attempts), now)
-        if self._queue or self._creating or self._start_error or self._blocked():
+        if not self._may_share():
             return
         able = [self._chunks[chunk_id] for chunk_id, run in self._runs.items() if now >= self._share_at(run)]
         able.sort(key=lambda chunk: (-chunk.remaining(), chunk.id))
-        for chunk in able[: max(0, self._idle())]:
+        for chunk in able[: self._idle()]:
             self._runs[chunk.id].shared_at = now
             self._say(Yield(chunk.id, chunk.attempts), now)
 

@@ -236,8 +236,10 @@ class Abandon:
 class Create:
     """Persist new chunks of these roots; answered by Added for each, then Created.
 
-    A leftover is packed as the caller likes, without what other chunks hold; a bisect is one chunk of
-    exactly these roots. The parent is Done in the same list.
+    A leftover is packed as the caller likes. Of it, a directory directly in a FILES root of the parent is
+    dropped where it is catalogued, stuck, or a root of another chunk that is not done. Nothing else is
+    dropped: a chunk still has among its roots what it has yielded and another now gives back.
+    A bisect is one chunk of exactly these roots. The parent is Done in the same list.
     """
 
     parent_id: int
