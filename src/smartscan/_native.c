@@ -1,0 +1,1492 @@
+/* smartscan._native: what must be fast. Three doors, no policy:
+ *
+ *   Walker          lists directories (openat2, getdents64, statx) and returns finished records;
+ *   index, measure  read records;
+ *   insert          binds records to a prepared INSERT of the SQLite that Python itself uses.
+ *
+ * A record is one directory, or one block of a large one, as it lies in a shard (docs/shard.md).
+ * The pure Python twin is walk/python.py and shard/python.py; both must give the same bytes.
+ * Everything here runs without the GIL except where it builds the returned objects. A Walker may be
+ * used by many threads at once, each with its own slot.
+ */
+#define Py_LIMITED_API 0x030B0000
+#define PY_SSIZE_T_CLEAN
+#define _GNU_SOURCE
+#include <Python.h>
+#include <dirent.h>
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <fnmatch.h>
+#include <limits.h>
+#include <pthread.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/statfs.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "records are little-endian"
+#endif
+
+/* ---- numbers shared with shard/format.py ------------------------------------------------------ */
+
+#define MAGIC 0x31445353u /* "SSD1" */
+enum { KIND_DIR = 1, KIND_ERROR = 2, KIND_END = 3 };
+enum { LAST = 1, UNCHANGED = 2, BIG = 4 };
+enum { FOUND, LISTED, EXCLUDED, DENIED, TIMED_OUT, IO_ERROR, OTHER_MOUNT, VANISHED };
+enum { OP_IDLE, OP_OPEN, OP_READDIR, OP_STAT, OP_READLINK };
+#define UNKNOWN 0x80000000u /* in mode: stat did not answer, only the type bits are known */
+#define BLOCK_NAMES 8192    /* names of one record; a directory with more is split into blocks */
+#define OUT_BYTES (1u << 20)/* a batch ends when it holds this much */
+
+typedef struct {
+    uint32_t magic, kind;
+    uint64_t length;     /* of the whole record, a multiple of 8 */
+    uint64_t check;      /* XXH64 of the header with check = 0, and of the body where `digest` is not its hash */
+    uint64_t digest;     /* XXH64 of the body of a full record */
+    uint64_t dir_digest; /* of the whole directory, in its LAST record */
+    uint64_t dev, ino, own_blocks;
+    uint64_t files, bytes, blocks; /* sums of this record: regular files, st_size and st_blocks of non-directories */
+    uint64_t waited_ns;
+    uint32_t n, block, flags, state;
+    int32_t err;
+    uint32_t op, path_len, names_len, text_len, subdirs, links, symlinks;
+} Header;
+
+typedef struct {
+    uint64_t beat;
+    uint64_t entries, dirs, bytes, blocks;
+    uint32_t op, path_len, name_len, pad;
+    char text[]; /* path, then name */
+} Slot;
+#define SLOT_BYTES 16384
+#define SLOT_TEXT (SLOT_BYTES - sizeof(Slot))
+
+/* ---- XXH64 (Yann Collet's published algorithm) -------------------------------------------------- */
+
+#define P1 0x9E3779B185EBCA87ull
+#define P2 0xC2B2AE3D27D4EB4Full
+#define P3 0x165667B19E3779F9ull
+#define P4 0x85EBCA77C2B2AE63ull
+#define P5 0x27D4EB2F165667C5ull
+static inline uint64_t rotl(uint64_t x, int r) { return x << r | x >> (64 - r); }
+static inline uint64_t rd64(const void *p) { uint64_t v; memcpy(&v, p, 8); return v; }
+static inline uint32_t rd32(const void *p) { uint32_t v; memcpy(&v, p, 4); return v; }
+static inline uint64_t xround(uint64_t a, uint64_t v) { return rotl(a + v * P2, 31) * P1; }
+static inline uint64_t xmerge(uint64_t h, uint64_t v) { return (h ^ xround(0, v)) * P1 + P4; }
+
+static uint64_t xxh64(const void *data, size_t len, uint64_t seed)
+{
+    const unsigned char *p = data, *end = p + len;
+    uint64_t h;
+    if (len >= 32) {
+        uint64_t a = seed + P1 + P2, b = seed + P2, c = seed, d = seed - P1;
+        do {
+            a = xround(a, rd64(p)); b = xround(b, rd64(p + 8));
+            c = xround(c, rd64(p + 16)); d = xround(d, rd64(p + 24));
+            p += 32;
+        } while (p + 32 <= end);
+        h = rotl(a, 1) + rotl(b, 7) + rotl(c, 12) + rotl(d, 18);
+        h = xmerge(xmerge(xmerge(xmerge(h, a), b), c), d);
+    } else
+        h = seed + P5;
+    h += len;
+    for (; p + 8 <= end; p += 8) h = rotl(h ^ xround(0, rd64(p)), 27) * P1 + P4;
+    if (p + 4 <= end) { h = rotl(h ^ rd32(p) * P1, 23) * P2 + P3; p += 4; }
+    for (; p < end; p++) h = rotl(h ^ *p * P5, 11) * P1;
+    h = (h ^ h >> 33) * P2; h = (h ^ h >> 29) * P3;
+    return h ^ h >> 32;
+}
+
+/* ---- growing memory; a failed allocation is remembered and ends the batch ----------------------- */
+
+typedef struct { char *p; size_t len, cap; int failed; } Buf;
+
+static char *buf_room(Buf *b, size_t more)
+{
+    if (b->failed) return NULL;
+    if (b->len + more > b->cap) {
+        size_t cap = b->cap ? b->cap : 1 << 16;
+        while (cap < b->len + more) cap *= 2;
+        char *p = realloc(b->p, cap);
+        if (!p) { b->failed = 1; return NULL; }
+        b->p = p; b->cap = cap;
+    }
+    return b->p + b->len;
+}
+static char *buf_add(Buf *b, const void *src, size_t n)
+{
+    char *to = buf_room(b, n);
+    if (!to) return NULL;
+    if (src) memcpy(to, src, n); else memset(to, 0, n);
+    b->len += n;
+    return to;
+}
+static inline size_t pad8(size_t n) { return (n + 7) & ~(size_t)7; }
+
+/* ---- Walker -------------------------------------------------------------------------------------- */
+
+typedef struct Path { struct Path *next; size_t len; char s[]; } Path;
+
+typedef struct {
+    PyObject_HEAD
+    int root_fd;
+    int one_fs, noatime, use_openat2;
+    uint32_t depth;         /* deepest directory that is opened */
+    uint64_t root_dev;
+    volatile int stop;      /* batches end at the next directory */
+    Py_buffer shared;       /* the slots */
+    size_t slots;
+    char **patterns;        /* directories that are recorded but not entered */
+    size_t n_patterns;
+    uint64_t *known;        /* open addressing: key, digest pairs of the last scan */
+    size_t known_mask;
+    pthread_mutex_t avoid_lock;
+    Path *avoid;            /* paths that are never touched again */
+    volatile int avoiding;
+} Walker;
+
+/* A directory to list. Its chain is the (dev, ino) of its ancestors, to recognise loops. */
+typedef struct { char *path; size_t len; int32_t parent; uint32_t flags; } Job;
+enum { JOB_FILES = 1, JOB_CHAIN = 2 }; /* list only; chain is known */
+typedef struct { uint64_t dev, ino; int32_t parent; int32_t depth; } Node;
+
+typedef struct { uint32_t off, len; uint64_t ino; uint8_t type, gone, known, pad; uint32_t target_off, target_len; } Ent;
+typedef struct { uint64_t size, blocks, ino, dev; int64_t mtime, ctime; uint32_t nlink, mode, uid, gid; } St;
+
+typedef struct {
+    Walker *w;
+    Slot *slot;
+    Buf out, names, targets;
+    Ent *ents; size_t n_ents, cap_ents;
+    St *sts; size_t cap_sts;
+    uint32_t *order; size_t cap_order;
+    Job *stack; size_t n_stack, cap_stack;
+    Job *left; size_t n_left, cap_left; /* subdirectories of a FILES root: not ours to list */
+    Node *nodes; size_t n_nodes, cap_nodes;
+    char *dents;
+    int failed;
+} Batch;
+#define DENTS (64 * 1024)
+
+static int grow(void **p, size_t *cap, size_t need, size_t item)
+{
+    if (need <= *cap) return 0;
+    size_t c = *cap ? *cap : 256;
+    while (c < need) c *= 2;
+    void *q = realloc(*p, c * item);
+    if (!q) return -1;
+    *p = q; *cap = c;
+    return 0;
+}
+
+static void batch_free(Batch *b)
+{
+    for (size_t i = 0; i < b->n_stack; i++) free(b->stack[i].path);
+    for (size_t i = 0; i < b->n_left; i++) free(b->left[i].path);
+    free(b->left);
+    free(b->out.p); free(b->names.p); free(b->targets.p); free(b->ents); free(b->sts);
+    free(b->order); free(b->stack); free(b->nodes); free(b->dents);
+}
+
+/* What this thread does now. The reader takes a text as true when beat did not move around it. */
+static inline void slot_op(Slot *s, uint32_t op, const char *name, size_t len)
+{
+    s->op = op;
+    if (len > SLOT_TEXT - s->path_len) len = SLOT_TEXT - s->path_len;
+    if (len) memcpy(s->text + s->path_len, name, len);
+    s->name_len = (uint32_t)len;
+    __atomic_store_n(&s->beat, s->beat + 1, __ATOMIC_RELEASE);
+}
+static void slot_path(Slot *s, const char *path, size_t len)
+{
+    if (len > SLOT_TEXT) { /* cut at a component, so that what is named is an ancestor */
+        len = SLOT_TEXT;
+        while (len && path[len] != '/') len--;
+    }
+    s->op = OP_IDLE; s->name_len = 0; s->path_len = (uint32_t)len;
+    memcpy(s->text, path, len);
+}
+
+static int avoided(Walker *w, const char *dir, size_t dlen, const char *name, size_t nlen)
+{
+    if (!w->avoiding) return 0;
+    size_t len = nlen ? (dlen ? dlen + 1 + nlen : nlen) : dlen;
+    int hit = 0;
+    pthread_mutex_lock(&w->avoid_lock);
+    for (Path *p = w->avoid; p && !hit; p = p->next) {
+        if (p->len != len) continue;
+        if (!nlen) hit = !memcmp(p->s, dir, dlen);
+        else if (!dlen) hit = !memcmp(p->s, name, nlen);
+        else hit = !memcmp(p->s, dir, dlen) && p->s[dlen] == '/' && !memcmp(p->s + dlen + 1, name, nlen);
+    }
+    pthread_mutex_unlock(&w->avoid_lock);
+    return hit;
+}
+
+static const char *excluded(Walker *w, const char *dir, size_t dlen, const char *name)
+{
+    char full[PATH_MAX];
+    int have_full = 0;
+    for (size_t i = 0; i < w->n_patterns; i++) {
+        const char *pat = w->patterns[i];
+        if (strchr(pat, '/')) {
+            if (!have_full) {
+                size_t n = strlen(name);
+                if (dlen + 1 + n >= sizeof full) continue;
+                memcpy(full, dir, dlen);
+                size_t at = dlen;
+                if (dlen) full[at++] = '/';
+                memcpy(full + at, name, n + 1);
+                have_full = 1;
+            }
+            if (!fnmatch(pat[0] == '/' ? pat + 1 : pat, full, 0)) return pat;
+        } else if (!fnmatch(pat, name, 0))
+            return pat;
+    }
+    return NULL;
+}
+
+static int known_digest(Walker *w, const char *path, size_t len, uint64_t *digest)
+{
+    if (!w->known) return 0;
+    uint64_t key = xxh64(path, len, 0);
+    if (!key) key = 1;
+    for (size_t i = key & w->known_mask;; i = (i + 1) & w->known_mask) {
+        if (!w->known[2 * i]) return 0;
+        if (w->known[2 * i] == key) { *digest = w->known[2 * i + 1]; return 1; }
+    }
+}
+
+struct how { uint64_t flags, mode, resolve; };
+#ifndef SYS_openat2
+#define SYS_openat2 437
+#endif
+
+/* One hop below fd, never through a symbolic link. Kernels before 5.6 have no openat2(2): there only
+ * the last component is guarded. */
+static int open_hop(Walker *w, int fd, const char *path)
+{
+    int flags = O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK;
+    for (;;) {
+        int got, noatime = w->noatime ? O_NOATIME : 0;
+        if (w->use_openat2) {
+            struct how how = {(uint64_t)(flags | noatime), 0, 0x04 | 0x08}; /* NO_SYMLINKS | BENEATH */
+            got = (int)syscall(SYS_openat2, fd, path, &how, sizeof how);
+            if (got < 0 && (errno == ENOSYS || errno == E2BIG)) { w->use_openat2 = 0; continue; }
+        } else
+            got = openat(fd, path, flags | noatime);
+        if (got < 0 && errno == EPERM && noatime) { w->noatime = 0; continue; }
+        return got;
+    }
+}
+
+/* Open a directory relative to the share, however long its path is. */
+static int open_path(Walker *w, const char *path, size_t len)
+{
+    if (!len) return open_hop(w, w->root_fd, ".");
+    if (len < PATH_MAX) {
+        char hop[PATH_MAX];
+        memcpy(hop, path, len); hop[len] = 0;
+        return open_hop(w, w->root_fd, hop);
+    }
+    int fd = w->root_fd;
+    size_t at = 0;
+    while (at < len) {
+        size_t end = at + PATH_MAX - 1;
+        if (end >= len) end = len;
+        else while (path[end] != '/') end--;
+        char hop[PATH_MAX];
+        memcpy(hop, path + at, end - at); hop[end - at] = 0;
+        int next = open_hop(w, fd, hop), e = errno;
+        if (fd != w->root_fd) close(fd);
+        if (next < 0) { errno = e; return -1; }
+        fd = next;
+        at = end + 1;
+    }
+    return fd;
+}
+
+static int64_t ns(const struct statx_timestamp *t)
+{
+    if (t->tv_sec > INT64_MAX / 1000000000 - 1) return INT64_MAX;
+    if (t->tv_sec < INT64_MIN / 1000000000 + 1) return INT64_MIN;
+    return (int64_t)t->tv_sec * 1000000000 + t->tv_nsec;
+}
+static int stat_at(int fd, const char *name, int flags, St *st)
+{
+    struct statx sx;
+    if (statx(fd, name, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT | flags, STATX_BASIC_STATS, &sx)) return -1;
+    *st = (St){sx.stx_size, sx.stx_blocks, sx.stx_ino,
+               (uint64_t)sx.stx_dev_major << 32 | sx.stx_dev_minor,
+               ns(&sx.stx_mtime), ns(&sx.stx_ctime), sx.stx_nlink, sx.stx_mode, sx.stx_uid, sx.stx_gid};
+    return 0;
+}
+
+static uint32_t state_of(int err)
+{
+    switch (err) {
+    case ENOENT: case ENOTDIR: case ELOOP: return VANISHED;
+    case EACCES: case EPERM: return DENIED;
+    case ETIMEDOUT: return TIMED_OUT;
+    default: return IO_ERROR;
+    }
+}
+
+static Header *record_begin(Buf *out, uint32_t kind, const char *path, size_t len, size_t *at)
+{
+    *at = out->len;
+    if (!buf_add(out, NULL, sizeof(Header)) || !buf_add(out, path, len) || !buf_add(out, NULL, pad8(len) - len))
+        return NULL;
+    Header *h = (Header *)(out->p + *at);
+    h->magic = MAGIC; h->kind = kind; h->path_len = (uint32_t)len;
+    return h;
+}
+static void record_end(Buf *out, size_t at)
+{
+    if (out->failed || !buf_add(out, NULL, pad8(out->len) - out->len)) return;
+    Header *h = (Header *)(out->p + at);
+    h->length = out->len - at;
+    int full = h->kind == KIND_DIR && h->n && !(h->flags & UNCHANGED);
+    if (full) h->digest = xxh64(h + 1, h->length - sizeof *h, 0);
+    if (full && (h->flags & LAST)) h->dir_digest = h->digest;
+    h->check = 0;
+    h->check = xxh64(h, full ? sizeof *h : h->length, 0);
+}
+
+/* A directory that is not listed, or a path that could not be read. */
+static void record_short(Buf *out, uint32_t kind, const char *path, size_t len, uint32_t state, int err, uint32_t op,
+                         const St *self, const char *reason, uint64_t waited_ns)
+{
+    size_t at;
+    Header *h = record_begin(out, kind, path, len, &at);
+    if (!h) return;
+    h->flags = LAST; h->state = state; h->err = err; h->op = op; h->waited_ns = waited_ns;
+    if (self) { h->dev = self->dev; h->ino = self->ino; h->own_blocks = self->blocks; }
+    if (reason) {
+        h->text_len = (uint32_t)strlen(reason);
+        buf_add(out, reason, h->text_len);
+    }
+    record_end(out, at);
+}
+
+static void error_at(Batch *b, const char *dir, size_t dlen, const char *name, size_t nlen, uint32_t op, int err)
+{
+    char *path = malloc(dlen + nlen + 2);
+    if (!path) { b->failed = 1; return; }
+    size_t n = dlen;
+    memcpy(path, dir, dlen);
+    if (nlen) { if (dlen) path[n++] = '/'; memcpy(path + n, name, nlen); n += nlen; }
+    record_short(&b->out, KIND_ERROR, path, n, 0, err, op, NULL, NULL, 0);
+    free(path);
+}
+
+static int32_t node_add(Batch *b, uint64_t dev, uint64_t ino, int32_t parent)
+{
+    if (grow((void **)&b->nodes, &b->cap_nodes, b->n_nodes + 1, sizeof(Node))) { b->failed = 1; return -1; }
+    b->nodes[b->n_nodes] = (Node){dev, ino, parent, parent < 0 ? 1 : b->nodes[parent].depth + 1};
+    return (int32_t)b->n_nodes++;
+}
+static void job_push(Batch *b, const char *dir, size_t dlen, const char *name, size_t nlen, int32_t parent)
+{
+    if (grow((void **)&b->stack, &b->cap_stack, b->n_stack + 1, sizeof(Job))) { b->failed = 1; return; }
+    size_t len = dlen ? dlen + 1 + nlen : nlen;
+    char *p = malloc(len + 1);
+    if (!p) { b->failed = 1; return; }
+    memcpy(p, dir, dlen);
+    if (dlen) p[dlen] = '/';
+    memcpy(p + (dlen ? dlen + 1 : 0), name, nlen);
+    b->stack[b->n_stack++] = (Job){p, len, parent, JOB_CHAIN};
+}
+
+/* Read names until the block is full. Returns 1 at the end of the directory, 0 when there is more,
+ * -errno on an error (the names read before it are kept). */
+static int read_names(Batch *b, int fd)
+{
+    if (!b->dents && !(b->dents = malloc(DENTS))) { b->failed = 1; return -ENOMEM; }
+    while (b->n_ents < BLOCK_NAMES) {
+        slot_op(b->slot, OP_READDIR, "", 0);
+        long got = syscall(SYS_getdents64, fd, b->dents, DENTS);
+        if (got <= 0) return got ? -errno : 1;
+        for (long at = 0; at < got;) {
+            struct dirent64 *d = (struct dirent64 *)(b->dents + at);
+            at += d->d_reclen;
+            const char *name = d->d_name;
+            if (name[0] == '.' && (!name[1] || (name[1] == '.' && !name[2]))) continue;
+            size_t len = strlen(name);
+            if (!len || memchr(name, '/', len)) continue; /* no file system may say this; never act on it */
+            if (grow((void **)&b->ents, &b->cap_ents, b->n_ents + 1, sizeof(Ent))) { b->failed = 1; return -ENOMEM; }
+            b->ents[b->n_ents++] = (Ent){.off = (uint32_t)b->names.len, .len = (uint32_t)len, .ino = d->d_ino, .type = d->d_type};
+            if (!buf_add(&b->names, name, len + 1)) { b->failed = 1; return -ENOMEM; }
+        }
+    }
+    return 0;
+}
+
+typedef struct { const char *names; const Ent *ents; } Cmp;
+static int by_name(const void *x, const void *y, void *arg)
+{
+    const Cmp *c = arg;
+    const Ent *a = &c->ents[*(const uint32_t *)x], *b = &c->ents[*(const uint32_t *)y];
+    int r = memcmp(c->names + a->off, c->names + b->off, a->len < b->len ? a->len : b->len);
+    return r ? r : (a->len > b->len) - (a->len < b->len);
+}
+static int by_ino(const void *x, const void *y, void *arg)
+{
+    const Cmp *c = arg;
+    uint64_t a = c->ents[*(const uint32_t *)x].ino, b = c->ents[*(const uint32_t *)y].ino;
+    return (a > b) - (a < b);
+}
+
+/* Stat the names of the block and write its record; subdirectories go on the stack, or are recorded
+ * as excluded. `self` is the directory; `parent` its node. */
+static void write_block(Batch *b, int fd, const Job *job, const St *self, int32_t node, uint32_t block, uint32_t flags,
+                        uint32_t state, int err)
+{
+    Walker *w = b->w;
+    Slot *s = b->slot;
+    size_t n = b->n_ents;
+    if (grow((void **)&b->sts, &b->cap_sts, n, sizeof(St)) || grow((void **)&b->order, &b->cap_order, n, sizeof(uint32_t))) {
+        b->failed = 1;
+        return;
+    }
+    Cmp cmp = {b->names.p, b->ents};
+    b->targets.len = 0;
+    int sorted = 1;
+    for (size_t i = 0; i < n; i++) {
+        b->order[i] = (uint32_t)i;
+        if (i && b->ents[i].ino < b->ents[i - 1].ino) sorted = 0;
+    }
+    /* in inode order: on a disk that is the order of the inode tables, many times fewer seeks */
+    if (!sorted) qsort_r(b->order, n, sizeof *b->order, by_ino, &cmp);
+    for (size_t i = 0; i < n; i++) {
+        Ent *e = &b->ents[b->order[i]];
+        St *st = &b->sts[b->order[i]];
+        const char *name = b->names.p + e->off;
+        int failed = 0;
+        if (avoided(w, job->path, job->len, name, e->len))
+            failed = ETIMEDOUT;
+        else {
+            slot_op(s, OP_STAT, name, e->len);
+            if (stat_at(fd, name, 0, st)) failed = errno;
+        }
+        if (failed == ENOENT) { e->gone = 1; continue; }
+        if (failed) {
+            *st = (St){.mode = UNKNOWN | (uint32_t)DTTOIF(e->type)};
+            if (failed != ETIMEDOUT || !w->avoiding) error_at(b, job->path, job->len, name, e->len, OP_STAT, failed);
+            continue;
+        }
+        e->known = 1;
+        if (S_ISLNK(st->mode)) {
+            size_t want = st->size && st->size < PATH_MAX ? st->size + 1 : PATH_MAX;
+            char *to = buf_room(&b->targets, want);
+            if (!to) { b->failed = 1; return; }
+            slot_op(s, OP_READLINK, name, e->len);
+            ssize_t got = readlinkat(fd, name, to, want);
+            if (got < 0 && errno == ENOENT) { e->gone = 1; continue; }
+            if (got < 0) error_at(b, job->path, job->len, name, e->len, OP_READLINK, errno);
+            else { e->target_off = (uint32_t)b->targets.len; e->target_len = (uint32_t)got; b->targets.len += (size_t)got; }
+        }
+    }
+    sorted = 1;
+    for (size_t i = 1; i < n && sorted; i++) {
+        uint32_t a = (uint32_t)i - 1, c = (uint32_t)i;
+        sorted = by_name(&a, &c, &cmp) < 0;
+    }
+    for (size_t i = 0; i < n; i++) b->order[i] = (uint32_t)i;
+    if (!sorted) qsort_r(b->order, n, sizeof *b->order, by_name, &cmp);
+    size_t m = 0, twins = 0, names_len = 0, text_len = 0;
+    for (size_t i = 0; i < n; i++) {
+        Ent *e = &b->ents[b->order[i]];
+        if (e->gone) continue;
+        if (m && !by_name(&b->order[m - 1], &b->order[i], &cmp)) { twins++; continue; }
+        b->order[m++] = b->order[i];
+        names_len += e->len;
+        if ((b->sts[b->order[i]].mode & S_IFMT) == S_IFLNK) text_len += 4 + e->target_len;
+    }
+    if (twins) error_at(b, job->path, job->len, "", 0, OP_READDIR, EEXIST);
+
+    size_t at, plen = pad8(job->len);
+    if (!record_begin(&b->out, KIND_DIR, job->path, job->len, &at)) { b->failed = 1; return; }
+    size_t body = m * (5 * 8 + 5 * 4) + names_len + text_len;
+    if (!buf_add(&b->out, NULL, pad8(body))) { b->failed = 1; return; }
+    Header *h = (Header *)(b->out.p + at);
+    char *p = (char *)(h + 1) + plen;
+    uint64_t *size = (uint64_t *)p, *blocks = size + m, *mtime = blocks + m, *ctime = mtime + m, *ino = ctime + m;
+    uint32_t *nlink = (uint32_t *)(ino + m), *mode = nlink + m, *uid = mode + m, *gid = uid + m, *end = gid + m;
+    char *names = (char *)(end + m), *text = names + names_len;
+    uint32_t off = 0, subs = 0, links = 0, symlinks = 0;
+    for (size_t i = 0; i < m; i++) {
+        const Ent *e = &b->ents[b->order[i]];
+        const St *st = &b->sts[b->order[i]];
+        size[i] = st->size; blocks[i] = st->blocks; mtime[i] = (uint64_t)st->mtime; ctime[i] = (uint64_t)st->ctime; ino[i] = st->ino;
+        nlink[i] = st->nlink; mode[i] = st->mode; uid[i] = st->uid; gid[i] = st->gid;
+        memcpy(names + off, b->names.p + e->off, e->len);
+        off += e->len;
+        end[i] = off;
+        uint32_t type = st->mode & S_IFMT;
+        if (type == S_IFLNK) { /* every one has its length, an unread one 0, so that they stay in step */
+            memcpy(text, &e->target_len, 4);
+            if (e->target_len) memcpy(text + 4, b->targets.p + e->target_off, e->target_len);
+            text += 4 + e->target_len;
+            symlinks++;
+        }
+        if (type == S_IFDIR) { subs++; continue; }
+        h->bytes += st->size; h->blocks += st->blocks;
+        h->files += type == S_IFREG;
+        links += st->nlink > 1;
+    }
+    h->dev = self->dev; h->ino = self->ino; h->own_blocks = self->blocks;
+    h->n = (uint32_t)m; h->block = block; h->flags = flags; h->state = state; h->err = err;
+    h->op = err ? OP_READDIR : 0;
+    h->names_len = (uint32_t)names_len; h->text_len = (uint32_t)text_len;
+    h->subdirs = subs; h->links = links; h->symlinks = symlinks;
+    record_end(&b->out, at);
+    if (b->out.failed) { b->failed = 1; return; }
+    s->entries += m; s->bytes += h->bytes; s->blocks += h->blocks;
+
+    uint64_t digest;
+    h = (Header *)(b->out.p + at);
+    if (m && flags == LAST && state == LISTED && known_digest(w, job->path, job->len, &digest) && digest == h->digest) {
+        /* as it was: only the names of its subdirectories stay, so that the walk can be salvaged */
+        uint32_t *ends = (uint32_t *)((char *)(h + 1) + plen), k = 0, len = 0;
+        Buf keep = {0};
+        for (size_t i = 0; i < m; i++) {
+            const Ent *e = &b->ents[b->order[i]];
+            if ((b->sts[b->order[i]].mode & S_IFMT) != S_IFDIR) continue;
+            buf_add(&keep, b->names.p + e->off, e->len);
+            len += e->len;
+            ends[k++] = len;
+        }
+        if (keep.failed) { free(keep.p); b->failed = 1; return; }
+        if (len) memcpy(ends + k, keep.p, len);
+        free(keep.p);
+        h->flags |= UNCHANGED; h->names_len = len; h->text_len = 0;
+        b->out.len = at + sizeof *h + plen + 4 * k + len;
+        size_t tail = pad8(b->out.len) - b->out.len;
+        memset(b->out.p + b->out.len, 0, tail);
+        record_end(&b->out, at);
+    }
+
+    /* subdirectories, last name first, so that the stack gives them in order */
+    for (size_t i = m; i-- > 0;) {
+        const Ent *e = &b->ents[b->order[i]];
+        const St *st = &b->sts[b->order[i]];
+        if ((st->mode & S_IFMT) != S_IFDIR) continue;
+        const char *name = b->names.p + e->off, *rule;
+        char *full = NULL;
+        const char *reason = NULL;
+        uint32_t sub_state = FOUND;
+        if (avoided(w, job->path, job->len, name, e->len)) continue; /* reported by who found it stuck */
+        if ((rule = excluded(w, job->path, job->len, name))) { sub_state = EXCLUDED; reason = rule; }
+        else if (e->known && w->one_fs && st->dev != w->root_dev) { sub_state = OTHER_MOUNT; reason = "--one-file-system"; }
+        if (sub_state == FOUND) {
+            job_push(b, job->path, job->len, name, e->len, node);
+            continue;
+        }
+        full = malloc(job->len + e->len + 2);
+        if (!full) { b->failed = 1; return; }
+        size_t fl = job->len;
+        memcpy(full, job->path, fl);
+        if (fl) full[fl++] = '/';
+        memcpy(full + fl, name, e->len);
+        record_short(&b->out, KIND_DIR, full, fl + e->len, sub_state, 0, 0, e->known ? st : NULL, reason, 0);
+        free(full);
+    }
+}
+
+/* File systems of the kernel's own making: nothing on them is stored anywhere. */
+static int pseudo(int fd)
+{
+    struct statfs f;
+    if (fstatfs(fd, &f)) return 0;
+    switch ((uint32_t)f.f_type) {
+    case 0x9fa0: case 0x62656572: case 0x27e0eb: case 0x63677270: case 0x1cd1: case 0x64626720: case 0x74726163:
+    case 0xcafe4a11: case 0x19800202: case 0x42494e4d: case 0x73636673: case 0xf97cff8c: case 0x6e736673: case 0x50495045:
+        return 1; /* proc sysfs cgroup cgroup2 devpts debugfs tracefs bpf mqueue binfmt_misc securityfs selinuxfs nsfs pipefs */
+    }
+    return 0;
+}
+
+/* Ancestors of a root are not known: ask for each, once per root. */
+static int32_t find_chain(Batch *b, const char *path, size_t len)
+{
+    Walker *w = b->w;
+    int32_t node = -1;
+    St st;
+    if (!len) return -1;
+    if (stat_at(w->root_fd, "", AT_EMPTY_PATH, &st)) return -1;
+    node = node_add(b, st.dev, st.ino, node);
+    char prefix[PATH_MAX];
+    for (size_t i = 0; i < len && i < PATH_MAX - 1 && !b->failed; i++) {
+        if (path[i] == '/') {
+            memcpy(prefix, path, i);
+            prefix[i] = 0;
+            if (stat_at(w->root_fd, prefix, 0, &st)) break;
+            node = node_add(b, st.dev, st.ino, node);
+        }
+    }
+    return node;
+}
+
+/* Open one directory and judge it. Returns its descriptor, or -1 when its record is written. */
+static int open_job(Batch *b, Job *job, St *self, int32_t *node)
+{
+    Walker *w = b->w;
+    slot_path(b->slot, job->path, job->len);
+    if (!(job->flags & JOB_CHAIN)) {
+        slot_op(b->slot, OP_OPEN, "", 0);
+        job->parent = find_chain(b, job->path, job->len);
+        job->flags |= JOB_CHAIN;
+    }
+    if (job->parent >= 0 && (uint32_t)b->nodes[job->parent].depth > w->depth) {
+        record_short(&b->out, KIND_DIR, job->path, job->len, IO_ERROR, ELOOP, OP_OPEN, NULL, "deeper than the depth limit", 0);
+        return -1;
+    }
+    slot_op(b->slot, OP_OPEN, "", 0);
+    int fd = open_path(w, job->path, job->len);
+    if (fd < 0) {
+        int err = errno;
+        St st;
+        int have = (err == EACCES || err == EPERM) && job->len < PATH_MAX && !stat_at(w->root_fd, job->path, 0, &st);
+        record_short(&b->out, KIND_DIR, job->path, job->len, state_of(err), err, OP_OPEN, have ? &st : NULL, NULL, 0);
+        return -1;
+    }
+    slot_op(b->slot, OP_STAT, "", 0);
+    if (stat_at(fd, "", AT_EMPTY_PATH, self)) {
+        int err = errno;
+        record_short(&b->out, KIND_DIR, job->path, job->len, state_of(err), err, OP_STAT, NULL, NULL, 0);
+        close(fd);
+        return -1;
+    }
+    const char *why = NULL;
+    for (int32_t a = job->parent; a >= 0 && !why; a = b->nodes[a].parent)
+        if (b->nodes[a].ino == self->ino && b->nodes[a].dev == self->dev) why = "loop: the same directory as one above it";
+    if (!why && job->parent >= 0 && b->nodes[job->parent].dev != self->dev && pseudo(fd)) why = "pseudo file system";
+    if (why) {
+        record_short(&b->out, KIND_DIR, job->path, job->len, OTHER_MOUNT, 0, 0, self, why, 0);
+        close(fd);
+        return -1;
+    }
+    *node = node_add(b, self->dev, self->ino, job->parent);
+    return fd;
+}
+
+static uint64_t now_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000 + (uint64_t)t.tv_nsec;
+}
+
+/* ---- jobs as Python sees them: an opaque token, <chain length, flags, chain, path> -------------- */
+
+static PyObject *token_new(const Batch *b, const Job *j)
+{
+    uint32_t depth = j->parent < 0 ? 0 : (uint32_t)b->nodes[j->parent].depth;
+    size_t len = 8 + 16 * (size_t)depth + j->len;
+    PyObject *o = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)len);
+    if (!o) return NULL;
+    char *p = PyBytes_AsString(o);
+    memcpy(p, &depth, 4); memcpy(p + 4, &j->flags, 4);
+    uint32_t i = depth;
+    for (int32_t a = j->parent; a >= 0; a = b->nodes[a].parent) {
+        i--;
+        memcpy(p + 8 + 16 * i, &b->nodes[a].dev, 8);
+        memcpy(p + 16 + 16 * i, &b->nodes[a].ino, 8);
+    }
+    memcpy(p + 8 + 16 * (size_t)depth, j->path, j->len);
+    return o;
+}
+static int token_read(Batch *b, PyObject *o, Job *j)
+{
+    char *p;
+    Py_ssize_t len;
+    if (PyBytes_AsStringAndSize(o, &p, &len)) return -1;
+    uint32_t depth = len >= 8 ? rd32(p) : UINT32_MAX;
+    if (len < 8 || (size_t)len < 8 + 16 * (size_t)depth) { PyErr_SetString(PyExc_ValueError, "not a job"); return -1; }
+    *j = (Job){NULL, (size_t)len - 8 - 16 * (size_t)depth, -1, rd32(p + 4)};
+    for (uint32_t i = 0; i < depth; i++) j->parent = node_add(b, rd64(p + 8 + 16 * i), rd64(p + 16 + 16 * i), j->parent);
+    if (!(j->path = malloc(j->len + 1)) || b->failed) { free(j->path); PyErr_NoMemory(); return -1; }
+    memcpy(j->path, p + len - j->len, j->len);
+    return 0;
+}
+
+static int batch_begin(Batch *b, Walker *w, Py_ssize_t slot)
+{
+    memset(b, 0, sizeof *b);
+    if (slot < 0 || (size_t)slot >= w->slots) { PyErr_SetString(PyExc_IndexError, "no such slot"); return -1; }
+    b->w = w;
+    b->slot = (Slot *)((char *)w->shared.buf + slot * SLOT_BYTES);
+    return 0;
+}
+static void batch_idle(Batch *b)
+{
+    b->slot->path_len = 0;
+    slot_op(b->slot, OP_IDLE, "", 0);
+}
+static void take_left(Batch *b, size_t from)
+{
+    while (b->n_stack > from && !b->failed) {
+        if (grow((void **)&b->left, &b->cap_left, b->n_left + 1, sizeof(Job))) { b->failed = 1; return; }
+        b->left[b->n_left++] = b->stack[--b->n_stack];
+    }
+}
+static PyObject *jobs_out(const Batch *b, const Job *jobs, size_t n)
+{
+    PyObject *list = PyList_New(0);
+    for (size_t i = 0; list && i < n; i++) {
+        PyObject *o = token_new(b, &jobs[i]);
+        if (!o || PyList_Append(list, o)) { Py_CLEAR(list); }
+        Py_XDECREF(o);
+    }
+    return list;
+}
+
+static PyObject *walker_walk(PyObject *self, PyObject *args)
+{
+    Walker *w = (Walker *)self;
+    PyObject *jobs;
+    Py_ssize_t slot;
+    unsigned long long budget_ns;
+    if (!PyArg_ParseTuple(args, "O!nK:walk", &PyList_Type, &jobs, &slot, &budget_ns)) return NULL;
+    Batch b;
+    if (batch_begin(&b, w, slot)) return NULL;
+    for (Py_ssize_t i = PyList_Size(jobs); i-- > 0;) {
+        Job j;
+        if (token_read(&b, PyList_GetItem(jobs, i), &j)) { batch_free(&b); return NULL; }
+        if (grow((void **)&b.stack, &b.cap_stack, b.n_stack + 1, sizeof(Job))) { free(j.path); batch_free(&b); return PyErr_NoMemory(); }
+        b.stack[b.n_stack++] = j;
+    }
+    int big_fd = -1;
+    Job big = {0};
+    St big_self;
+    int32_t big_node = -1;
+    PyThreadState *ts = PyEval_SaveThread();
+    uint64_t until = now_ns() + budget_ns;
+    while (b.n_stack && !b.failed && big_fd < 0) {
+        Job job = b.stack[--b.n_stack];
+        St st;
+        int32_t node = -1;
+        if (avoided(w, job.path, job.len, "", 0)) { free(job.path); continue; }
+        int fd = open_job(&b, &job, &st, &node);
+        if (fd >= 0) {
+            b.n_ents = 0; b.names.len = 0;
+            int end = read_names(&b, fd);
+            if (!b.failed && end == 0) {
+                big_fd = fd; big = job; big_self = st; big_node = node;
+                break;
+            }
+            uint32_t state = end < 0 ? (b.n_ents && state_of(-end) == VANISHED ? IO_ERROR : state_of(-end)) : LISTED;
+            size_t from = b.n_stack;
+            if (!b.failed) write_block(&b, fd, &job, &st, node, 0, LAST, state, end < 0 ? -end : 0);
+            if (job.flags & JOB_FILES) take_left(&b, from);
+            close(fd);
+        }
+        b.slot->dirs++;
+        free(job.path);
+        if (b.out.failed) b.failed = 1;
+        if (w->stop || b.out.len >= OUT_BYTES || now_ns() >= until) break;
+    }
+    batch_idle(&b);
+    PyEval_RestoreThread(ts);
+    PyObject *out = NULL, *rest = NULL, *left = NULL, *large = NULL, *result = NULL;
+    if (b.failed) { PyErr_NoMemory(); goto done; }
+    out = PyBytes_FromStringAndSize(b.out.p ? b.out.p : "", (Py_ssize_t)b.out.len);
+    rest = jobs_out(&b, b.stack, b.n_stack);
+    left = jobs_out(&b, b.left, b.n_left);
+    if (big_fd >= 0) {
+        big.parent = b.nodes[big_node].parent;
+        PyObject *t = token_new(&b, &big);
+        Buf blob = {0};
+        for (size_t i = 0; i < b.n_ents; i++) {
+            Ent *e = &b.ents[i];
+            buf_add(&blob, &e->ino, 8); buf_add(&blob, &e->type, 1); buf_add(&blob, b.names.p + e->off, e->len + 1);
+        }
+        large = t ? Py_BuildValue("(Niy#KKK)", t, big_fd, blob.p ? blob.p : "", (Py_ssize_t)blob.len, (unsigned long long)big_self.dev,
+                                  (unsigned long long)big_self.ino, (unsigned long long)big_self.blocks) : NULL;
+        free(blob.p);
+        if (large) big_fd = -1;
+    } else {
+        large = Py_None;
+        Py_INCREF(large);
+    }
+    if (out && rest && left && large) result = PyTuple_Pack(4, out, rest, left, large);
+done:
+    Py_XDECREF(out); Py_XDECREF(rest); Py_XDECREF(left); Py_XDECREF(large);
+    if (big_fd >= 0) close(big_fd);
+    free(big.path);
+    batch_free(&b);
+    return result;
+}
+
+static PyObject *walker_read_names(PyObject *self, PyObject *args)
+{
+    int fd;
+    Py_ssize_t slot;
+    const char *path;
+    Py_ssize_t len;
+    if (!PyArg_ParseTuple(args, "iy#n:read_names", &fd, &path, &len, &slot)) return NULL;
+    Batch b;
+    if (batch_begin(&b, (Walker *)self, slot)) return NULL;
+    PyThreadState *ts = PyEval_SaveThread();
+    slot_path(b.slot, path, (size_t)len);
+    int end = read_names(&b, fd);
+    Buf blob = {0};
+    for (size_t i = 0; i < b.n_ents; i++) {
+        Ent *e = &b.ents[i];
+        buf_add(&blob, &e->ino, 8); buf_add(&blob, &e->type, 1); buf_add(&blob, b.names.p + e->off, e->len + 1);
+    }
+    batch_idle(&b);
+    PyEval_RestoreThread(ts);
+    PyObject *r = b.failed || blob.failed ? PyErr_NoMemory()
+                : Py_BuildValue("(y#ni)", blob.p ? blob.p : "", (Py_ssize_t)blob.len, (Py_ssize_t)b.n_ents, end);
+    free(blob.p);
+    batch_free(&b);
+    return r;
+}
+
+static PyObject *walker_stat_names(PyObject *self, PyObject *args)
+{
+    PyObject *token;
+    int fd;
+    Py_ssize_t slot, len;
+    const char *blob;
+    unsigned long long dev, ino, blocks;
+    unsigned int block;
+    if (!PyArg_ParseTuple(args, "Siy#KKKIn:stat_names", &token, &fd, &blob, &len, &dev, &ino, &blocks, &block, &slot)) return NULL;
+    Batch b;
+    if (batch_begin(&b, (Walker *)self, slot)) return NULL;
+    Job job;
+    if (token_read(&b, token, &job)) { batch_free(&b); return NULL; }
+    St st = {.dev = dev, .ino = ino, .blocks = blocks};
+    int32_t node = node_add(&b, dev, ino, job.parent);
+    for (Py_ssize_t at = 0; at + 10 <= len && !b.failed;) {
+        size_t n = strnlen(blob + at + 9, (size_t)(len - at - 9));
+        if (grow((void **)&b.ents, &b.cap_ents, b.n_ents + 1, sizeof(Ent))) { b.failed = 1; break; }
+        b.ents[b.n_ents++] = (Ent){.off = (uint32_t)b.names.len, .len = (uint32_t)n, .ino = rd64(blob + at), .type = (uint8_t)blob[at + 8]};
+        buf_add(&b.names, blob + at + 9, n);
+        buf_add(&b.names, NULL, 1);
+        at += 9 + (Py_ssize_t)n + 1;
+    }
+    PyThreadState *ts = PyEval_SaveThread();
+    if (!b.failed && !b.names.failed) {
+        slot_path(b.slot, job.path, job.len);
+        write_block(&b, fd, &job, &st, node, block, BIG, LISTED, 0);
+    }
+    if (job.flags & JOB_FILES) take_left(&b, 0);
+    batch_idle(&b);
+    PyEval_RestoreThread(ts);
+    free(job.path);
+    PyObject *r = NULL, *rest = NULL, *left = NULL;
+    if (b.failed || b.out.failed || b.names.failed) PyErr_NoMemory();
+    else if ((rest = jobs_out(&b, b.stack, b.n_stack)) && (left = jobs_out(&b, b.left, b.n_left)))
+        r = Py_BuildValue("(y#OO)", b.out.p ? b.out.p : "", (Py_ssize_t)b.out.len, rest, left);
+    Py_XDECREF(rest);
+    Py_XDECREF(left);
+    batch_free(&b);
+    return r;
+}
+
+static PyObject *walker_avoid(PyObject *self, PyObject *args)
+{
+    Walker *w = (Walker *)self;
+    const char *path;
+    Py_ssize_t len;
+    if (!PyArg_ParseTuple(args, "y#:avoid", &path, &len)) return NULL;
+    Path *p = malloc(sizeof *p + (size_t)len);
+    if (!p) return PyErr_NoMemory();
+    p->len = (size_t)len;
+    memcpy(p->s, path, (size_t)len);
+    pthread_mutex_lock(&w->avoid_lock);
+    p->next = w->avoid;
+    w->avoid = p;
+    w->avoiding = 1;
+    pthread_mutex_unlock(&w->avoid_lock);
+    Py_RETURN_NONE;
+}
+static PyObject *walker_stop(PyObject *self, PyObject *Py_UNUSED(no))
+{
+    ((Walker *)self)->stop = 1;
+    Py_RETURN_NONE;
+}
+
+static PyObject *walker_new(PyTypeObject *type, PyObject *args, PyObject *kw)
+{
+    static char *names[] = {"root_fd", "shared", "patterns", "known", "one_file_system", "depth", NULL};
+    int fd, one_fs;
+    unsigned int depth;
+    PyObject *patterns;
+    Py_buffer shared = {0}, known = {0};
+    if (!PyArg_ParseTupleAndKeywords(args, kw, "iw*O!y*pI", names, &fd, &shared, &PyTuple_Type, &patterns, &known, &one_fs, &depth))
+        return NULL;
+    allocfunc alloc = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
+    Walker *w = (Walker *)alloc(type, 0);
+    St st;
+    if (!w) goto fail;
+    pthread_mutex_init(&w->avoid_lock, NULL);
+    w->root_fd = fd; w->one_fs = one_fs; w->depth = depth; w->use_openat2 = 1; w->noatime = 1;
+    w->shared = shared; w->slots = (size_t)shared.len / SLOT_BYTES;
+    memset(&shared, 0, sizeof shared);
+    if (stat_at(fd, "", AT_EMPTY_PATH, &st)) { PyErr_SetFromErrno(PyExc_OSError); goto fail; }
+    w->root_dev = st.dev;
+    Py_ssize_t n = PyTuple_Size(patterns);
+    if (!(w->patterns = calloc((size_t)n + 1, sizeof *w->patterns))) { PyErr_NoMemory(); goto fail; }
+    for (Py_ssize_t i = 0; i < n; i++) {
+        char *s = PyBytes_AsString(PyTuple_GetItem(patterns, i));
+        if (!s) goto fail;
+        if (!(w->patterns[w->n_patterns] = strdup(s))) { PyErr_NoMemory(); goto fail; }
+        w->n_patterns++;
+    }
+    size_t pairs = (size_t)known.len / 16, cap = 16;
+    if (pairs) {
+        while (cap < pairs * 2) cap *= 2;
+        if (!(w->known = calloc(cap, 16))) { PyErr_NoMemory(); goto fail; }
+        w->known_mask = cap - 1;
+        for (size_t k = 0; k < pairs; k++) {
+            uint64_t key = rd64((char *)known.buf + 16 * k);
+            if (!key) key = 1;
+            size_t i = key & w->known_mask;
+            while (w->known[2 * i]) i = (i + 1) & w->known_mask;
+            w->known[2 * i] = key;
+            w->known[2 * i + 1] = rd64((char *)known.buf + 16 * k + 8);
+        }
+    }
+    PyBuffer_Release(&known);
+    return (PyObject *)w;
+fail:
+    if (shared.buf) PyBuffer_Release(&shared);
+    if (known.buf) PyBuffer_Release(&known);
+    Py_XDECREF((PyObject *)w);
+    return NULL;
+}
+static void walker_dealloc(PyObject *self)
+{
+    Walker *w = (Walker *)self;
+    PyTypeObject *type = Py_TYPE(self);
+    for (size_t i = 0; i < w->n_patterns; i++) free(w->patterns[i]);
+    free(w->patterns);
+    free(w->known);
+    for (Path *p = w->avoid, *next; p; p = next) { next = p->next; free(p); }
+    if (w->shared.buf) PyBuffer_Release(&w->shared);
+    ((freefunc)PyType_GetSlot(type, Py_tp_free))(self);
+    Py_DECREF(type);
+}
+static PyMethodDef walker_methods[] = {
+    {"walk", walker_walk, METH_VARARGS,
+     "walk(jobs, slot, budget_ns) -> (records, jobs not done, subdirectories of FILES roots, large)\n\n"
+     "List directories depth first until the budget is spent. `large` is None or, for a directory of more than one\n"
+     "block of names, (job, fd, names, dev, ino, own_blocks): the caller goes on with read_names and stat_names."},
+    {"read_names", walker_read_names, METH_VARARGS, "read_names(fd, path, slot) -> (names, n, end): end 1 at the end, -errno on an error."},
+    {"stat_names", walker_stat_names, METH_VARARGS, "stat_names(job, fd, names, dev, ino, own_blocks, block, slot) -> (records, jobs, subdirectories of a FILES root)"},
+    {"avoid", walker_avoid, METH_VARARGS, "avoid(path): never touch this path again."},
+    {"stop", walker_stop, METH_NOARGS, "stop(): batches end at the next directory."},
+    {NULL}};
+static PyType_Slot walker_slots[] = {{Py_tp_new, walker_new}, {Py_tp_dealloc, walker_dealloc}, {Py_tp_methods, walker_methods},
+                                     {Py_tp_doc, "Walker(root_fd, shared, patterns, known, one_file_system, depth)"}, {0, NULL}};
+static PyType_Spec walker_spec = {"smartscan._native.Walker", sizeof(Walker), 0, Py_TPFLAGS_DEFAULT, walker_slots};
+
+/* A record without entries, made by the caller: the end of a large directory, a stuck path. */
+static PyObject *py_record(PyObject *mod, PyObject *args)
+{
+    unsigned int kind, state, op, flags, block;
+    int err;
+    const char *path, *reason;
+    Py_ssize_t len;
+    unsigned long long dev, ino, blocks, digest, waited;
+    (void)mod;
+    if (!PyArg_ParseTuple(args, "Iy#IIiIIyKKKKK:record", &kind, &path, &len, &flags, &state, &err, &op, &block, &reason, &dev, &ino,
+                          &blocks, &digest, &waited))
+        return NULL;
+    Buf out = {0};
+    size_t at;
+    Header *h = record_begin(&out, kind, path, (size_t)len, &at);
+    if (h) {
+        h->flags = flags; h->state = state; h->err = err; h->op = op; h->block = block; h->dev = dev; h->ino = ino;
+        h->own_blocks = blocks; h->dir_digest = digest; h->waited_ns = waited;
+        h->text_len = (uint32_t)strlen(reason);
+        buf_add(&out, reason, h->text_len);
+        record_end(&out, at);
+    }
+    PyObject *r = out.failed ? PyErr_NoMemory() : PyBytes_FromStringAndSize(out.p, (Py_ssize_t)out.len);
+    free(out.p);
+    return r;
+}
+
+/* ---- reading records ------------------------------------------------------------------------------ */
+
+typedef struct {
+    const Header *h;
+    const char *path, *names, *text;
+    const uint64_t *size, *blocks, *ino;
+    const int64_t *mtime, *ctime;
+    const uint32_t *nlink, *mode, *uid, *gid, *end;
+} Record;
+
+/* Check a record against everything it says of itself. Returns its length, or 0 when it is torn. */
+static size_t record_at(const char *buf, size_t len, size_t at, Record *r, int verify)
+{
+    if (at > len || len - at < sizeof(Header)) return 0;
+    const Header *h = (const Header *)(buf + at);
+    if (h->magic != MAGIC || h->length < sizeof *h || h->length > len - at || h->length % 8) return 0;
+    int full = h->kind == KIND_DIR && h->n && !(h->flags & UNCHANGED);
+    uint64_t count = full ? h->n : h->flags & UNCHANGED ? h->subdirs : 0;
+    uint64_t need = pad8(sizeof *h + pad8(h->path_len) + count * (full ? 60 : 4) + (uint64_t)h->names_len + h->text_len);
+    if (need != h->length) return 0;
+    if (verify) {
+        Header copy = *h;
+        copy.check = 0;
+        uint64_t check;
+        if (full) check = xxh64(&copy, sizeof copy, 0);
+        else {
+            char *all = malloc(h->length);
+            if (!all) return 0;
+            memcpy(all, h, h->length);
+            memcpy(all, &copy, sizeof copy);
+            check = xxh64(all, h->length, 0);
+            free(all);
+        }
+        if (check != h->check || (full && h->digest != xxh64(h + 1, h->length - sizeof *h, 0))) return 0;
+        if (h->kind < KIND_DIR || h->kind > KIND_END) return 0;
+    }
+    const char *p = (const char *)(h + 1) + pad8(h->path_len);
+    *r = (Record){.h = h, .path = (const char *)(h + 1)};
+    if (full) {
+        size_t n = h->n;
+        r->size = (const uint64_t *)p; r->blocks = r->size + n; r->mtime = (const int64_t *)(r->blocks + n); r->ctime = r->mtime + n;
+        r->ino = (const uint64_t *)(r->ctime + n); r->nlink = (const uint32_t *)(r->ino + n); r->mode = r->nlink + n;
+        r->uid = r->mode + n; r->gid = r->uid + n; r->end = r->gid + n;
+    } else
+        r->end = (const uint32_t *)p;
+    r->names = (const char *)(r->end + count);
+    r->text = r->names + h->names_len;
+    if (verify) {
+        uint32_t last = 0;
+        for (uint64_t i = 0; i < count; i++) {
+            if (r->end[i] <= last || r->end[i] > h->names_len) return 0;
+            last = r->end[i];
+        }
+        if (last != h->names_len && count) return 0;
+    }
+    return h->length;
+}
+static inline uint32_t name_from(const Record *r, size_t i) { return i ? r->end[i - 1] : 0; }
+
+static PyObject *subdirs_of(const Record *r)
+{
+    PyObject *list = PyList_New(0);
+    uint32_t full = r->size != NULL, n = full ? r->h->n : r->h->subdirs;
+    for (uint32_t i = 0; list && i < n && r->h->subdirs; i++) {
+        if (full && (r->mode[i] & S_IFMT) != S_IFDIR) continue;
+        uint32_t from = name_from(r, i);
+        PyObject *o = PyBytes_FromStringAndSize(r->names + from, r->end[i] - from);
+        if (!o || PyList_Append(list, o)) Py_CLEAR(list);
+        Py_XDECREF(o);
+    }
+    return list;
+}
+
+/* Small hash from (mode, uid, gid) to a number. */
+typedef struct { uint32_t mode, uid, gid, used; int64_t id; } Attr;
+typedef struct { Attr *a; size_t mask, n; } Attrs;
+static Attr *attr_slot(Attrs *t, uint32_t mode, uint32_t uid, uint32_t gid)
+{
+    uint64_t k = ((uint64_t)mode << 32 ^ (uint64_t)uid * P1 ^ (uint64_t)gid * P2) * P3;
+    size_t i = (k >> 32) & t->mask;
+    while (t->a[i].used && (t->a[i].mode != mode || t->a[i].uid != uid || t->a[i].gid != gid)) i = (i + 1) & t->mask;
+    return &t->a[i];
+}
+static Attr *attr_add(Attrs *t, uint32_t mode, uint32_t uid, uint32_t gid)
+{
+    if (!t->a || t->n * 2 > t->mask) {
+        Attrs bigger = {calloc(t->a ? (t->mask + 1) * 4 : 256, sizeof(Attr)), t->a ? (t->mask + 1) * 4 - 1 : 255, t->n};
+        if (!bigger.a) return NULL;
+        for (size_t i = 0; t->a && i <= t->mask; i++)
+            if (t->a[i].used) *attr_slot(&bigger, t->a[i].mode, t->a[i].uid, t->a[i].gid) = t->a[i];
+        free(t->a);
+        *t = bigger;
+    }
+    Attr *a = attr_slot(t, mode, uid, gid);
+    if (!a->used) { *a = (Attr){mode, uid, gid, 1, (int64_t)t->n}; t->n++; }
+    return a;
+}
+
+static PyObject *py_index(PyObject *mod, PyObject *args)
+{
+    Py_buffer buf;
+    int subdirs;
+    (void)mod;
+    if (!PyArg_ParseTuple(args, "y*p:index", &buf, &subdirs)) return NULL;
+    PyObject *list = PyList_New(0), *attrs = NULL, *result = NULL;
+    Attrs t = {0};
+    size_t at = 0, len = (size_t)buf.len;
+    while (list && at < len) {
+        Record r;
+        size_t step = record_at(buf.buf, len, at, &r, 1);
+        if (!step) break;
+        const Header *h = r.h;
+        for (uint32_t i = 0; r.size && i < h->n; i++)
+            if (!attr_add(&t, r.mode[i], r.uid[i], r.gid[i])) { PyErr_NoMemory(); Py_CLEAR(list); break; }
+        if (!list) break;
+        PyObject *subs = subdirs ? subdirs_of(&r) : Py_None;
+        if (subs == Py_None) Py_INCREF(subs);
+        PyObject *o = subs ? Py_BuildValue("(nIy#IIiIIIKKKKKKKIIIy#N)", (Py_ssize_t)at, h->kind, r.path, (Py_ssize_t)h->path_len, h->flags,
+            h->state, h->err, h->op, h->n, h->block, (unsigned long long)h->dir_digest, (unsigned long long)h->dev,
+            (unsigned long long)h->own_blocks, (unsigned long long)h->files, (unsigned long long)h->bytes, (unsigned long long)h->blocks,
+            (unsigned long long)h->waited_ns, h->links, h->subdirs, h->symlinks,
+            r.size ? "" : r.text, r.size ? (Py_ssize_t)0 : (Py_ssize_t)h->text_len, subs) : NULL;
+        if (!o || PyList_Append(list, o)) Py_CLEAR(list);
+        Py_XDECREF(o);
+        at += step;
+    }
+    if (list && (attrs = PyList_New(0))) {
+        PyObject **by = calloc(t.n + 1, sizeof *by);
+        for (size_t i = 0; by && t.a && i <= t.mask; i++)
+            if (t.a[i].used) by[t.a[i].id] = Py_BuildValue("(III)", t.a[i].mode, t.a[i].uid, t.a[i].gid);
+        for (size_t i = 0; by && i < t.n; i++) {
+            if (by[i]) PyList_Append(attrs, by[i]);
+            Py_XDECREF(by[i]);
+        }
+        free(by);
+        result = Py_BuildValue("(NNn)", list, attrs, (Py_ssize_t)at);
+    } else
+        Py_XDECREF(list);
+    free(t.a);
+    PyBuffer_Release(&buf);
+    return result;
+}
+
+/* ---- totals of regular files by extension, owner, month and size class ---------------------------- */
+
+typedef struct { uint64_t key_hash; uint8_t dim, len; char key[22]; uint64_t files, bytes, blocks; } Cell;
+typedef struct { Cell *c; size_t mask, n; } Cells;
+static int cells_add(Cells *t, uint8_t dim, const char *key, size_t len, uint64_t size, uint64_t blocks)
+{
+    if (!t->c || t->n * 2 > t->mask) {
+        Cells bigger = {calloc(t->c ? (t->mask + 1) * 4 : 1024, sizeof(Cell)), t->c ? (t->mask + 1) * 4 - 1 : 1023, t->n};
+        if (!bigger.c) return -1;
+        for (size_t i = 0; t->c && i <= t->mask; i++)
+            if (t->c[i].files) {
+                size_t j = t->c[i].key_hash & bigger.mask;
+                while (bigger.c[j].files) j = (j + 1) & bigger.mask;
+                bigger.c[j] = t->c[i];
+            }
+        free(t->c);
+        *t = bigger;
+    }
+    uint64_t k = 1469598103934665603ull ^ dim;
+    for (size_t i = 0; i < len; i++) k = (k ^ (unsigned char)key[i]) * 1099511628211ull;
+    k ^= k >> 29;
+    size_t i = k & t->mask;
+    while (t->c[i].files && (t->c[i].key_hash != k || t->c[i].dim != dim || t->c[i].len != len || memcmp(t->c[i].key, key, len)))
+        i = (i + 1) & t->mask;
+    Cell *c = &t->c[i];
+    if (!c->files) { c->key_hash = k; c->dim = dim; c->len = (uint8_t)len; memcpy(c->key, key, len); t->n++; }
+    c->files++; c->bytes += size; c->blocks += blocks;
+    return 0;
+}
+/* The extension: after the last dot that is not among the leading dots, 1 to 16 bytes of letters,
+ * digits, _ or - (or not ASCII), in lower case; else none. */
+static size_t extension(const char *name, size_t len, char *out)
+{
+    size_t lead = 0, dot = len;
+    while (lead < len && name[lead] == '.') lead++;
+    while (dot > lead && name[dot - 1] != '.') dot--;
+    if (dot <= lead || len - dot > 16) return 0;
+    for (size_t i = dot; i < len; i++) {
+        unsigned char c = (unsigned char)name[i];
+        if (c >= 'A' && c <= 'Z') c += 32;
+        else if (!((c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '_' || c == '-' || c >= 128)) return 0;
+        out[i - dot] = (char)c;
+    }
+    return len - dot;
+}
+/* YYYY-MM in UTC (days to civil, H. Hinnant's published algorithm) */
+static size_t month(int64_t mtime_ns, char *out)
+{
+    int64_t day = mtime_ns / 86400000000000;
+    if (mtime_ns % 86400000000000 < 0) day--;
+    day += 719468;
+    int64_t era = (day >= 0 ? day : day - 146096) / 146097;
+    unsigned doe = (unsigned)(day - era * 146097), yoe = (doe - doe / 1460 + doe / 36524 - doe / 146096) / 365;
+    int64_t y = (int64_t)yoe + era * 400;
+    unsigned doy = doe - (365 * yoe + yoe / 4 - yoe / 100), mp = (5 * doy + 2) / 153, m = mp < 10 ? mp + 3 : mp - 9;
+    y += m <= 2;
+    unsigned v = (unsigned)y % 10000;
+    out[0] = (char)('0' + v / 1000); out[1] = (char)('0' + v / 100 % 10); out[2] = (char)('0' + v / 10 % 10); out[3] = (char)('0' + v % 10);
+    out[4] = '-'; out[5] = (char)('0' + m / 10); out[6] = (char)('0' + m % 10);
+    return 7;
+}
+static const char *size_class(uint64_t size)
+{
+    if (!size) return "0";
+    if (size < 4096) return "1-4K";
+    if (size < 65536) return "4K-64K";
+    if (size < 1u << 20) return "64K-1M";
+    if (size < 1u << 24) return "1M-16M";
+    if (size < 1u << 28) return "16M-256M";
+    if (size < 1ull << 32) return "256M-4G";
+    return "4G+";
+}
+
+typedef struct { uint64_t size; size_t at; uint32_t i; } Top;
+static void top_add(Top *heap, size_t *n, size_t cap, Top t)
+{
+    size_t i;
+    if (*n < cap) {
+        for (i = (*n)++; i && heap[(i - 1) / 2].size > t.size; i = (i - 1) / 2) heap[i] = heap[(i - 1) / 2];
+    } else {
+        if (t.size <= heap[0].size) return;
+        for (i = 0;;) {
+            size_t c = 2 * i + 1;
+            if (c >= cap) break;
+            if (c + 1 < cap && heap[c + 1].size < heap[c].size) c++;
+            if (heap[c].size >= t.size) break;
+            heap[i] = heap[c];
+            i = c;
+        }
+    }
+    heap[i] = t;
+}
+
+static PyObject *py_measure(PyObject *mod, PyObject *args)
+{
+    Py_buffer buf, offs;
+    Py_ssize_t want;
+    (void)mod;
+    if (!PyArg_ParseTuple(args, "y*y*n:measure", &buf, &offs, &want)) return NULL;
+    Cells t = {0};
+    size_t n_top = 0, failed = 0;
+    Top *top = malloc(sizeof *top * (size_t)(want > 0 ? want : 1));
+    PyObject *links = PyList_New(0), *tally = PyList_New(0), *large = PyList_New(0), *r = NULL;
+    if (!top || !links || !tally || !large) { PyErr_NoMemory(); goto done; }
+    PyThreadState *ts = PyEval_SaveThread();
+    for (size_t k = 0; k < (size_t)offs.len / 8 && !failed; k++) {
+        Record rec;
+        size_t at = rd64((char *)offs.buf + 8 * k);
+        if (!record_at(buf.buf, (size_t)buf.len, at, &rec, 0) || !rec.size) continue;
+        for (uint32_t i = 0; i < rec.h->n; i++) {
+            if ((rec.mode[i] & (S_IFMT | UNKNOWN)) != S_IFREG) continue;
+            char key[24];
+            uint32_t from = name_from(&rec, i);
+            uint64_t size = rec.size[i], blocks = rec.blocks[i];
+            const char *cls = size_class(size);
+            size_t n = extension(rec.names + from, rec.end[i] - from, key);
+            failed |= (size_t)cells_add(&t, 0, key, n, size, blocks);
+            uint32_t u = rec.uid[i];
+            n = 24;
+            do key[--n] = (char)('0' + u % 10); while (u /= 10);
+            failed |= (size_t)cells_add(&t, 1, key + n, 24 - n, size, blocks);
+            n = month(rec.mtime[i], key);
+            failed |= (size_t)cells_add(&t, 2, key, n, size, blocks);
+            failed |= (size_t)cells_add(&t, 3, cls, strlen(cls), size, blocks);
+            if (want > 0 && size) top_add(top, &n_top, (size_t)want, (Top){size, at, i});
+        }
+    }
+    PyEval_RestoreThread(ts);
+    if (failed) { PyErr_NoMemory(); goto done; }
+    for (size_t k = 0; k < (size_t)offs.len / 8; k++) {
+        Record rec;
+        size_t at = rd64((char *)offs.buf + 8 * k);
+        if (!record_at(buf.buf, (size_t)buf.len, at, &rec, 0) || !rec.size || !rec.h->links) continue;
+        for (uint32_t i = 0; i < rec.h->n; i++) {
+            if (rec.nlink[i] < 2 || (rec.mode[i] & S_IFMT) == S_IFDIR) continue;
+            uint32_t from = name_from(&rec, i);
+            PyObject *o = Py_BuildValue("(ny#LKKLII)", (Py_ssize_t)k, rec.names + from, (Py_ssize_t)(rec.end[i] - from), (long long)rec.ino[i],
+                                        (unsigned long long)rec.size[i], (unsigned long long)rec.blocks[i], (long long)rec.mtime[i],
+                                        rec.mode[i], rec.uid[i]);
+            if (!o || PyList_Append(links, o)) { Py_XDECREF(o); goto done; }
+            Py_DECREF(o);
+        }
+    }
+    for (size_t i = 0; t.c && i <= t.mask; i++) {
+        Cell *c = &t.c[i];
+        if (!c->files) continue;
+        PyObject *o = Py_BuildValue("(By#KKK)", c->dim, c->key, (Py_ssize_t)c->len, (unsigned long long)c->files, (unsigned long long)c->bytes,
+                                    (unsigned long long)c->blocks);
+        if (!o || PyList_Append(tally, o)) { Py_XDECREF(o); goto done; }
+        Py_DECREF(o);
+    }
+    for (size_t i = 0; i < n_top; i++) {
+        Record rec;
+        record_at(buf.buf, (size_t)buf.len, top[i].at, &rec, 0);
+        uint32_t from = name_from(&rec, top[i].i);
+        PyObject *o = Py_BuildValue("(Kny#)", (unsigned long long)top[i].size, (Py_ssize_t)top[i].at, rec.names + from,
+                                    (Py_ssize_t)(rec.end[top[i].i] - from));
+        if (!o || PyList_Append(large, o)) { Py_XDECREF(o); goto done; }
+        Py_DECREF(o);
+    }
+    r = PyTuple_Pack(3, tally, large, links);
+done:
+    free(t.c);
+    free(top);
+    Py_XDECREF(links); Py_XDECREF(tally); Py_XDECREF(large);
+    PyBuffer_Release(&buf);
+    PyBuffer_Release(&offs);
+    return r;
+}
+
+/* ---- SQLite: the copy that Python's own sqlite3 module uses, found through that module ------------- */
+
+typedef struct sqlite3 sqlite3;
+typedef struct sqlite3_stmt sqlite3_stmt;
+typedef struct {
+    int (*auto_extension)(void (*)(void));
+    int (*cancel_auto_extension)(void (*)(void));
+    int (*prepare_v2)(sqlite3 *, const char *, int, sqlite3_stmt **, const char **);
+    int (*bind_int64)(sqlite3_stmt *, int, int64_t);
+    int (*bind_text)(sqlite3_stmt *, int, const char *, int, void (*)(void *));
+    int (*bind_null)(sqlite3_stmt *, int);
+    int (*step)(sqlite3_stmt *);
+    int (*reset)(sqlite3_stmt *);
+    int (*finalize)(sqlite3_stmt *);
+    int (*changes)(sqlite3 *);
+} Sqlite;
+static int sqlite_load(const char *module, Sqlite *s)
+{
+    void *lib = dlopen(module, RTLD_LAZY | RTLD_NOLOAD);
+    if (!lib) return -1;
+    struct { const char *name; void **to; } all[] = {
+        {"sqlite3_auto_extension", (void **)&s->auto_extension}, {"sqlite3_cancel_auto_extension", (void **)&s->cancel_auto_extension},
+        {"sqlite3_prepare_v2", (void **)&s->prepare_v2}, {"sqlite3_bind_int64", (void **)&s->bind_int64},
+        {"sqlite3_bind_text", (void **)&s->bind_text}, {"sqlite3_bind_null", (void **)&s->bind_null}, {"sqlite3_step", (void **)&s->step},
+        {"sqlite3_reset", (void **)&s->reset}, {"sqlite3_finalize", (void **)&s->finalize}, {"sqlite3_changes", (void **)&s->changes}};
+    int ok = 1;
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) ok &= (*all[i].to = dlsym(lib, all[i].name)) != NULL;
+    dlclose(lib); /* the module itself keeps it */
+    return ok ? 0 : -1;
+}
+/* The only static: SQLite calls this for each connection it opens and gives it no other context. */
+static __thread sqlite3 *captured;
+static int capture(sqlite3 *db, char **err, const void *api)
+{
+    (void)err; (void)api;
+    captured = db;
+    return 0;
+}
+static PyObject *py_capture(PyObject *mod, PyObject *args)
+{
+    const char *module;
+    PyObject *connect;
+    Sqlite s;
+    (void)mod;
+    if (!PyArg_ParseTuple(args, "sO:capture", &module, &connect)) return NULL;
+    if (sqlite_load(module, &s)) { PyErr_SetString(PyExc_OSError, "SQLite's functions are not visible"); return NULL; }
+    captured = NULL;
+    s.auto_extension((void (*)(void))capture);
+    PyObject *conn = PyObject_CallNoArgs(connect);
+    s.cancel_auto_extension((void (*)(void))capture);
+    if (!conn) return NULL;
+    return Py_BuildValue("(NK)", conn, (unsigned long long)(uintptr_t)captured);
+}
+
+static PyObject *py_insert(PyObject *mod, PyObject *args)
+{
+    const char *module, *sql, *link_sql;
+    unsigned long long handle;
+    Py_buffer buf, offs, ids, attrs;
+    (void)mod;
+    if (!PyArg_ParseTuple(args, "sKssy*y*y*y*:insert", &module, &handle, &sql, &link_sql, &buf, &offs, &ids, &attrs)) return NULL;
+    Sqlite s;
+    sqlite3 *db = (sqlite3 *)(uintptr_t)handle;
+    sqlite3_stmt *st = NULL, *ln = NULL;
+    Attrs t = {0};
+    int rc = sqlite_load(module, &s) ? 1 : 0;
+    uint64_t rows = 0;
+    PyThreadState *ts = PyEval_SaveThread();
+    for (size_t i = 0; !rc && i < (size_t)attrs.len / 24; i++) {
+        const char *p = (char *)attrs.buf + 24 * i;
+        Attr *a = attr_add(&t, rd32(p), rd32(p + 4), rd32(p + 8));
+        if (!a) rc = 7;
+        else a->id = (int64_t)rd64(p + 16);
+    }
+    if (!rc) rc = s.prepare_v2(db, sql, -1, &st, NULL);
+    if (!rc) rc = s.prepare_v2(db, link_sql, -1, &ln, NULL);
+    for (size_t k = 0; k < (size_t)offs.len / 8 && !rc; k++) {
+        Record r;
+        if (!record_at(buf.buf, (size_t)buf.len, rd64((char *)offs.buf + 8 * k), &r, 0)) { rc = 1; break; }
+        if (!r.size) continue;
+        int64_t dir = (int64_t)rd64((char *)ids.buf + 8 * k);
+        const char *text = r.text;
+        s.bind_int64(st, 1, dir);
+        for (uint32_t i = 0; i < r.h->n && !rc; i++) {
+            uint32_t from = name_from(&r, i), len = r.end[i] - from, type = r.mode[i] & S_IFMT;
+            Attr *a = t.a ? attr_slot(&t, r.mode[i], r.uid[i], r.gid[i]) : NULL;
+            if (!a || !a->used) { rc = 1; break; }
+            s.bind_text(st, 2, r.names + from, (int)len, NULL);
+            s.bind_int64(st, 3, a->id);
+            if (r.mode[i] & UNKNOWN)
+                for (int c = 4; c <= 10; c++) s.bind_null(st, c);
+            else {
+                s.bind_int64(st, 4, (int64_t)r.size[i]);
+                s.bind_int64(st, 5, (int64_t)r.blocks[i]);
+                s.bind_int64(st, 6, r.mtime[i]);
+                s.bind_int64(st, 7, r.ctime[i]);
+                s.bind_int64(st, 8, (int64_t)r.ino[i]);
+                s.bind_int64(st, 9, r.nlink[i]);
+                if (r.nlink[i] > 1 && type != S_IFDIR) s.bind_int64(st, 10, 1);
+                else s.bind_null(st, 10);
+            }
+            rc = s.step(st);
+            rc = rc == 101 ? 0 : rc ? rc : 1;
+            int rc2 = s.reset(st);
+            if (!rc) rc = rc2;
+            rows++;
+            if (!rc && type == S_IFLNK && (const char *)r.h + r.h->length - text >= 4) {
+                uint32_t tl = rd32(text);
+                if (tl > (uint64_t)((const char *)r.h + r.h->length - text - 4)) { rc = 1; break; }
+                if (tl) {
+                    s.bind_int64(ln, 1, dir);
+                    s.bind_text(ln, 2, r.names + from, (int)len, NULL);
+                    s.bind_text(ln, 3, text + 4, (int)tl, NULL);
+                    rc = s.step(ln);
+                    rc = rc == 101 ? 0 : rc ? rc : 1;
+                    rc2 = s.reset(ln);
+                    if (!rc) rc = rc2;
+                }
+                text += 4 + tl;
+            }
+        }
+    }
+    if (st) s.finalize(st);
+    if (ln) s.finalize(ln);
+    PyEval_RestoreThread(ts);
+    free(t.a);
+    PyBuffer_Release(&buf); PyBuffer_Release(&offs); PyBuffer_Release(&ids); PyBuffer_Release(&attrs);
+    return Py_BuildValue("(iK)", rc, (unsigned long long)rows);
+}
+
+static PyObject *py_xxh64(PyObject *mod, PyObject *args)
+{
+    Py_buffer b;
+    (void)mod;
+    if (!PyArg_ParseTuple(args, "y*:xxh64", &b)) return NULL;
+    PyObject *r = PyLong_FromUnsignedLongLong(xxh64(b.buf, (size_t)b.len, 0));
+    PyBuffer_Release(&b);
+    return r;
+}
+
+static PyMethodDef methods[] = {
+    {"record", py_record, METH_VARARGS, "record(kind, path, flags, state, err, op, block, reason, dev, ino, own_blocks, dir_digest, waited_ns) -> bytes"},
+    {"index", py_index, METH_VARARGS, "index(buffer, subdirs) -> (records, attrs, good_bytes): check every record, stop at the first torn one."},
+    {"measure", py_measure, METH_VARARGS, "measure(buffer, offsets, top) -> (tally, largest, links)"},
+    {"capture", py_capture, METH_VARARGS, "capture(sqlite_module_file, connect) -> (connection, handle)"},
+    {"insert", py_insert, METH_VARARGS, "insert(sqlite_module_file, handle, sql, link_sql, buffer, offsets, dir_ids, attrs) -> (rc, rows)"},
+    {"xxh64", py_xxh64, METH_VARARGS, "xxh64(buffer) -> int"},
+    {NULL}};
+static int module_exec(PyObject *m)
+{
+    PyObject *type = PyType_FromModuleAndSpec(m, &walker_spec, NULL);
+    if (!type || PyModule_AddObjectRef(m, "Walker", type)) { Py_XDECREF(type); return -1; }
+    Py_DECREF(type);
+    return PyModule_AddIntConstant(m, "SLOT_BYTES", SLOT_BYTES);
+}
+static PyModuleDef_Slot module_slots[] = {{Py_mod_exec, module_exec}, {0, NULL}};
+static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "smartscan._native", "What must be fast; see the head of _native.c.", 0, methods,
+                                    module_slots, NULL, NULL, NULL};
+PyMODINIT_FUNC PyInit__native(void) { return PyModuleDef_Init(&module); }

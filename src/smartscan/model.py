@@ -1,0 +1,209 @@
+"""The words of the program as types: what is scanned, cut, run and found.
+
+Pure. Paths are bytes relative to the mount (b"" is the mount itself); times are Unix seconds unless
+the name says `_ns`; sizes are bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+from typing import Any
+
+
+class Scope(StrEnum):
+    """How much of a root belongs to the chunk."""
+
+    SUBTREE = "subtree"
+    FILES = "files"  # one directory: its own files; its subdirectories come back as leftover
+
+
+class ScanState(StrEnum):
+    RUNNING = "running"
+    COMPLETE = "complete"
+    INCOMPLETE = "incomplete"
+    CANCELLED = "cancelled"
+
+
+class ChunkState(StrEnum):
+    PENDING = "pending"
+    RUNNING = "running"
+    DONE = "done"
+    QUARANTINED = "quarantined"
+
+
+class Outcome(StrEnum):
+    """How an attempt ended."""
+
+    SEALED = "sealed"
+    FAILED = "failed"
+    STALLED = "stalled"
+    OVERDUE = "overdue"
+    OOM = "oom"
+    LOST = "lost"
+    CANCELLED = "cancelled"
+
+
+class DirState(StrEnum):
+    """The one state every directory found ends in."""
+
+    FOUND = "found"  # not visited yet; none is left when a scan is complete
+    LISTED = "listed"
+    EXCLUDED = "excluded"
+    DENIED = "denied"
+    TIMED_OUT = "timed out"
+    IO_ERROR = "I/O error"
+    OTHER_MOUNT = "other mount"
+    VANISHED = "vanished"
+
+
+class Op(IntEnum):
+    """The system call a walker thread is in, or that failed; numbers are part of the shard format."""
+
+    IDLE = 0
+    OPEN = 1
+    READDIR = 2
+    STAT = 3
+    READLINK = 4
+    STATFS = 5
+
+    @property
+    def label(self) -> str:
+        """Name as users know it from strace(1)."""
+        return ("idle", "open", "readdir", "stat", "readlink", "statfs")[self]
+
+
+def b64(path: bytes) -> str:
+    """Encode a path for JSON where text would be lossy."""
+    return base64.b64encode(path).decode("ascii")
+
+
+def unb64(text: str) -> bytes:
+    """Decode what `b64` encoded; raises ValueError on anything else."""
+    return base64.b64decode(text, validate=True)
+
+
+def path_json(path: bytes) -> dict[str, str]:
+    """Give the JSON members of a path: `path` as text, and `path_b64` where that text is lossy."""
+    try:
+        return {"path": path.decode("utf-8")}
+    except UnicodeDecodeError:
+        return {"path": path.decode("utf-8", "replace"), "path_b64": b64(path)}
+
+
+def show(path: bytes) -> str:
+    """Render a path for a terminal: one line, no control characters, undecodable bytes as \\xNN."""
+    text = path.decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def join(parent: bytes, name: bytes) -> bytes:
+    """Join a path relative to the mount with a name."""
+    return parent + b"/" + name if parent else name
+
+
+@dataclass(frozen=True, slots=True)
+class Root:
+    """One place where a chunk begins."""
+
+    path: bytes
+    scope: Scope = Scope.SUBTREE
+
+    def to_json(self) -> dict[str, str]:
+        return {"path_b64": b64(self.path), "path": os.fsdecode(self.path).encode("utf-8", "replace").decode(),
+                "scope": self.scope.value}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Root:
+        return cls(unb64(data["path_b64"]), Scope(data["scope"]))
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Work for one container."""
+
+    id: int
+    roots: tuple[Root, ...]
+    est_bytes: int | None = None
+    est_entries: int | None = None
+    state: ChunkState = ChunkState.PENDING
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What is known of one directory's size; `own_*` is what lies directly in it.
+
+    `disk_bytes` and `entries` are the whole subtree, hard links counted once, as du(1).
+    """
+
+    path: bytes
+    bytes: int
+    disk_bytes: int
+    entries: int
+    own_disk_bytes: int
+    own_entries: int
+    exact: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class WalkError:
+    """A path that could not be read: data, not an exception."""
+
+    path: bytes
+    op: Op
+    errno: int
+    waited_s: float = 0.0
+    wchan: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one attempt may do before it must give the rest back as leftover."""
+
+    chunk_bytes: int = 100 * 10**9
+    chunk_entries: int = 1_000_000
+    chunk_s: float = 3600.0
+    dir_entries: int = 50_000_000  # one directory; beyond it the listing is taken for endless
+    depth: int = 20_000
+    stall_s: float = 60.0
+    threads: int = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What is recorded but not entered."""
+
+    patterns: tuple[bytes, ...] = ()
+    system_dirs: bool = True
+    one_file_system: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What one worker may use; already clamped to the host."""
+
+    cpus: float
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What one walker thread is in, and for how long."""
+
+    path: bytes
+    op: Op
+    for_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What a worker says while it runs; `beat` changes whenever anything moved."""
+
+    beat: int
+    entries: int = 0
+    dirs: int = 0
+    bytes: int = 0
+    disk_bytes: int = 0
+    readings: tuple[Reading, ...] = field(default=())

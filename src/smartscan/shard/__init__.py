@@ -1,0 +1,286 @@
+"""Write, seal, open and salvage shards: the files in which a worker hands over what it saw.
+
+Touches: the attempt's folder (output disk), never the share.
+
+A shard is a sequence of records (one directory each, or one block of a large one) and an END record
+that says how long the shard must be. A part is a shard that has no END yet. The byte layout is
+described in docs/shard.md and lives in two twins that give the same bytes: `_native.c` and
+`shard/python.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from smartscan.errors import ShardError
+from smartscan.model import Root, Scope, join
+from smartscan.shard.codec import codec
+
+KIND_DIR, KIND_ERROR, KIND_END = 1, 2, 3
+LAST, UNCHANGED, BIG = 1, 2, 4
+FOUND, LISTED, EXCLUDED, DENIED, TIMED_OUT, IO_ERROR, OTHER_MOUNT, VANISHED = range(8)
+
+WINDOW_BYTES = 8 << 20  # read at a time: bounds memory, large enough that the calls do not count
+RECORD_MAX_BYTES = 1 << 30  # nothing legitimate comes near: a larger length is garbage
+
+
+class Record(NamedTuple):
+    """What the header of one record says; offsets are within its window."""
+
+    offset: int
+    kind: int
+    path: bytes
+    flags: int
+    state: int
+    err: int
+    op: int
+    n: int
+    block: int
+    dir_digest: int
+    dev: int
+    own_blocks: int
+    files: int
+    bytes: int
+    blocks: int
+    waited_ns: int
+    links: int
+    subdirs: int
+    symlinks: int
+    text: bytes
+    subdir_names: list[bytes] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Some whole records of a shard, checked; `attrs` are the (mode, uid, gid) that occur in it."""
+
+    buffer: bytes
+    records: list[Record]
+    attrs: list[tuple[int, int, int]]
+
+
+def record(kind: int, path: bytes, *, flags: int = LAST, state: int = 0, err: int = 0, op: int = 0, block: int = 0,
+           reason: str = "", dev: int = 0, ino: int = 0, own_blocks: int = 0, dir_digest: int = 0,
+           waited_ns: int = 0) -> bytes:
+    """Make a record without entries: the end of a large directory, a stuck path, an END."""
+    data: bytes = codec.record(kind, path, flags, state, err, op, block, reason.encode(), dev, ino, own_blocks,
+                               dir_digest, waited_ns)
+    return data
+
+
+def fold(digests: Iterable[int]) -> int:
+    """Digest of a large directory, from those of its blocks in their order."""
+    return int(codec.xxh64(b"".join(d.to_bytes(8, "little") for d in digests)))
+
+
+def block_digest(data: bytes) -> int:
+    """Digest of the full record at the start of `data`, or 0 where it has no entries."""
+    return int.from_bytes(data[24:32], "little")
+
+
+class Part:
+    """A shard being written. Only whole records go in; `seal` makes it final."""
+
+    def __init__(self, folder: Path, number: int) -> None:
+        self.path = folder / f"{number:06d}.part"
+        self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_APPEND, 0o644)
+        self.bytes = 0
+
+    def write(self, records: bytes) -> None:
+        """Append whole records; raises OSError when the disk is full, leaving a tail that salvage cuts off."""
+        view = memoryview(records)
+        while view:
+            view = view[os.write(self._fd, view):]
+        self.bytes += len(records)
+
+    def seal(self) -> str:
+        """Make it durable under its final name, and give that name."""
+        self.write(record(KIND_END, b"", dir_digest=self.bytes))
+        os.fsync(self._fd)
+        os.close(self._fd)
+        final = self.path.with_suffix(".shard")
+        os.rename(self.path, final)
+        sync_folder(final.parent)
+        return final.name
+
+    def drop(self) -> None:
+        """Forget a part that holds nothing."""
+        os.close(self._fd)
+        os.unlink(self.path)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder durable."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def windows(path: Path, *, subdirs: bool = False, part: bool = False) -> Iterator[Window]:
+    """Read a shard window by window, every record checked. Memory: one window, or the largest record.
+
+    Raises ShardError where a sealed shard is torn, garbled, cut or longer than its END says; a part
+    (`part`) simply ends at its last whole record. The last window of a shard comes only after the
+    whole shard was found good, earlier ones before: who acts on them must be able to take it back.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError as e:
+        raise ShardError(f"{path.name}: {e.strerror}") from e
+    try:
+        at, rest, ended = 0, b"", False
+        while True:
+            got = os.read(fd, WINDOW_BYTES)
+            buffer = rest + got if rest else got
+            if not buffer:
+                break
+            rows, attrs, good = codec.index(buffer, subdirs)
+            records = [Record._make(r) for r in rows]
+            if ended and (records or buffer):
+                raise ShardError(f"{path.name}: bytes after its end")
+            if records and records[-1].kind == KIND_END:
+                end = records.pop()
+                ended = True
+                if good != len(buffer) or end.dir_digest != at + end.offset:
+                    raise ShardError(f"{path.name}: its end does not fit its length")
+            if any(r.kind == KIND_END for r in records):
+                raise ShardError(f"{path.name}: an end in the middle")
+            rest = buffer[good:]
+            if len(rest) >= 16 and int.from_bytes(rest[8:16], "little") > RECORD_MAX_BYTES:
+                got = b""  # a length nobody wrote: do not read a whole disk for it
+            if records:
+                yield Window(buffer[:good], records, attrs)
+            at += good
+            if not got:
+                if rest and not part:
+                    raise ShardError(f"{path.name}: damaged at byte {at}")
+                break
+        if not ended and not part:
+            raise ShardError(f"{path.name}: has no end")
+    except OSError as e:
+        raise ShardError(f"{path.name}: {e.strerror}") from e
+    finally:
+        os.close(fd)
+
+
+def rows(window: Window, offset: int) -> list[tuple[Any, ...]]:
+    """Give the entries of one record as (name, mode, uid, gid, size, blocks, mtime_ns, ctime_ns, ino, nlink, target)."""
+    from smartscan.shard import python
+
+    return python.rows(window.buffer, offset)
+
+
+@dataclass(frozen=True, slots=True)
+class Salvage:
+    """What is left of an attempt that did not end by itself."""
+
+    shards: tuple[str, ...]
+    leftover: tuple[Root, ...]
+    entries: int
+    dirs: int
+
+
+def salvage(folder: Path, roots: Iterable[Root], given_back: Iterable[Root], stuck: Iterable[bytes] = (),
+            *, write: bool = True) -> Salvage:
+    """Seal the whole directories in an attempt's parts and find what is not done.
+
+    Not done = roots and subdirectories found, less directories ended (listed, excluded, unreadable),
+    less what the worker gave back, less stuck paths. Cost: one pass over the attempt's files; memory
+    grows with its directories (a chunk has at most a million entries). Parts that hold nothing are
+    removed; a damaged shard is left out, so its directories count as not done.
+    """
+    found: dict[bytes, Scope] = {r.path: r.scope for r in roots}
+    files_roots = {p for p, s in found.items() if s is Scope.FILES}
+    ended: set[bytes] = set()
+    left: set[bytes] = set()
+    begun: set[bytes] = set()
+    names: list[str] = []
+    entries = 0
+    for path in sorted(folder.iterdir()):
+        if path.suffix not in (".shard", ".part"):
+            continue
+        part = path.suffix == ".part"
+        good = 0
+        here: list[Record] = []
+        try:
+            for window in windows(path, subdirs=True, part=part):
+                good += len(window.buffer)
+                here += window.records
+        except ShardError:
+            continue
+        kept = [r for r in here if r.kind == KIND_DIR]
+        big_open = any(r.flags & BIG for r in kept) and not any(r.flags & BIG and r.flags & LAST for r in kept)
+        if big_open and part:
+            # what its subdirectories hold may be done already: list it again, but do not descend
+            begun |= {r.path for r in kept}
+            if write:
+                path.unlink()
+            continue
+        if part and write:
+            if not here:
+                path.unlink()
+                continue
+            name = _seal_part(path, good)
+        else:
+            name = path.name
+        names.append(name)
+        for r in kept:
+            if r.flags & LAST:
+                ended.add(r.path)
+            entries += r.n
+            into = left if r.path in files_roots else None
+            for sub in r.subdir_names or ():
+                child = join(r.path, sub)
+                if into is not None:
+                    into.add(child)
+                else:
+                    found.setdefault(child, Scope.SUBTREE)
+    gone = ended | set(stuck) | {r.path for r in given_back}
+    rest = [Root(p, Scope.FILES if p in begun else s) for p, s in found.items() if p not in gone]
+    rest += [Root(p) for p in left if p not in gone and p not in found]
+    rest.sort(key=lambda r: r.path)
+    return Salvage(tuple(names), tuple(rest), entries, len(ended))
+
+
+def _seal_part(path: Path, good: int) -> str:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.ftruncate(fd, good)
+        os.lseek(fd, 0, os.SEEK_END)
+        os.write(fd, record(KIND_END, b"", dir_digest=good))
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    final = path.with_suffix(".shard")
+    os.rename(path, final)
+    sync_folder(path.parent)
+    return final.name
+
+
+def leftover_files(folder: Path) -> list[tuple[str, tuple[Root, ...]]]:
+    """What a worker gave back while it ran, file by file."""
+    given = []
+    for path in sorted(folder.glob("leftover-*.json")):
+        given.append((path.name, tuple(Root.from_json(r) for r in json.loads(path.read_bytes())["roots"])))
+    return given
+
+
+def write_json(path: Path, data: dict[str, Any], *, durable: bool = False) -> None:
+    """Replace a small file atomically; `durable` survives a power cut."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as f:
+        f.write(json.dumps(data, separators=(",", ":")).encode())
+        if durable:
+            f.flush()
+            os.fsync(f.fileno())
+    os.replace(temporary, path)
+    if durable:
+        sync_folder(path.parent)
+

@@ -1,0 +1,89 @@
+"""The only door to the share: list directories, stat what lies in them.
+
+Touches: the share, read-only, never through a symbolic link, never a file's content.
+
+`open_walker` gives the C walker or its pure Python twin (walk/python.py); both write the same records.
+A job is an opaque token: a directory to list together with the identities of its ancestors.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from typing import Any
+
+from smartscan.model import Root, Scope
+from smartscan.shard.codec import NATIVE
+
+FILES, CHAIN = 1, 2  # flags of a job
+SLOT_BYTES = 16384
+_SLOT = struct.Struct("<QQQQQIIII")  # beat, entries, dirs, bytes, blocks, op, path_len, name_len
+
+
+def open_walker(root_fd: int, shared: Any, *, patterns: tuple[bytes, ...], known: bytes, one_file_system: bool,
+                depth: int) -> Any:
+    """Make a walker on an open share. `shared` is writable memory of SLOT_BYTES for each thread."""
+    if NATIVE:
+        from smartscan import _native
+
+        return _native.Walker(root_fd, shared, patterns, known, one_file_system, depth)
+    from smartscan.walk import python
+
+    return python.Walker(root_fd, shared, patterns, known, one_file_system, depth)
+
+
+def open_share(path: bytes) -> int:
+    """Open the mount's root. May hang for as long as the storage does; raises OSError."""
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def used_bytes(root_fd: int) -> tuple[int, int]:
+    """Ask the file system for (total, used) bytes, statvfs(3). May hang; raises OSError."""
+    v = os.fstatvfs(root_fd)
+    return v.f_blocks * v.f_frsize, (v.f_blocks - v.f_bfree) * v.f_frsize
+
+
+def job(root: Root) -> bytes:
+    """Make the job of a chunk's root; the walker finds its ancestors itself."""
+    return struct.pack("<II", 0, FILES if root.scope is Scope.FILES else 0) + root.path
+
+
+def job_path(token: bytes) -> bytes:
+    """The directory of a job."""
+    return token[8 + 16 * int.from_bytes(token[:4], "little"):]
+
+
+def job_root(token: bytes) -> Root:
+    """Turn a job back into a root, to be given back as leftover."""
+    flags = int.from_bytes(token[4:8], "little")
+    return Root(job_path(token), Scope.FILES if flags & FILES else Scope.SUBTREE)
+
+
+def list_only(token: bytes) -> bytes:
+    """The same job, but its subdirectories come back as leftover."""
+    flags = int.from_bytes(token[4:8], "little") | FILES
+    return token[:4] + struct.pack("<I", flags) + token[8:]
+
+
+class Slot:
+    """What one walker thread says of itself in shared memory; written without a lock, read as it is."""
+
+    __slots__ = ("beat", "blocks", "bytes", "dirs", "entries", "name", "op", "path")
+
+    def __init__(self, shared: Any, number: int) -> None:
+        at = number * SLOT_BYTES
+        while True:
+            (self.beat, self.entries, self.dirs, self.bytes, self.blocks, self.op, path_len, name_len,
+             _) = _SLOT.unpack_from(shared, at)
+            start = at + _SLOT.size + 0
+            text = bytes(shared[start:start + min(path_len + name_len, SLOT_BYTES - _SLOT.size)])
+            if _SLOT.unpack_from(shared, at)[0] == self.beat or path_len == 0:
+                break
+        self.path, self.name = text[:path_len], text[path_len:]
+
+    @property
+    def full(self) -> bytes:
+        """The path the thread is at: the directory, or the name in it."""
+        if not self.name:
+            return self.path
+        return self.path + b"/" + self.name if self.path else self.name

@@ -1,0 +1,62 @@
+"""What a worker is told: the chunk file, read and checked.
+
+Touches: the attempt's folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from smartscan.errors import ShardError
+from smartscan.model import Limits, Root, Rules, b64, unb64
+from smartscan.shard import write_json
+
+
+@dataclass(frozen=True, slots=True)
+class Orders:
+    """One attempt, as the controller writes it and the worker reads it."""
+
+    share: bytes
+    scan_id: int
+    chunk_id: int
+    attempt: int
+    roots: tuple[Root, ...]
+    limits: Limits
+    patterns: tuple[bytes, ...]
+    one_file_system: bool
+    stuck: tuple[bytes, ...] = ()
+    known: bool = False
+
+    def write(self, folder: Path) -> None:
+        write_json(folder / "chunk.json", {
+            "version": 1, "share_b64": b64(self.share), "scan": self.scan_id, "chunk": self.chunk_id,
+            "attempt": self.attempt, "roots": [r.to_json() for r in self.roots],
+            "limits": {name: getattr(self.limits, name) for name in Limits.__slots__},
+            "patterns_b64": [b64(p) for p in self.patterns], "one_file_system": self.one_file_system,
+            "stuck_b64": [b64(p) for p in self.stuck], "known": self.known})
+
+    @classmethod
+    def read(cls, folder: Path) -> Orders:
+        """Raises ShardError with one sentence where the file is not what a controller writes."""
+        try:
+            data: dict[str, Any] = json.loads((folder / "chunk.json").read_bytes())
+            if data["version"] != 1:
+                raise ShardError(f"{folder}/chunk.json is of version {data['version']}, this worker reads version 1")
+            return cls(
+                share=unb64(data["share_b64"]), scan_id=int(data["scan"]), chunk_id=int(data["chunk"]),
+                attempt=int(data["attempt"]), roots=tuple(Root.from_json(r) for r in data["roots"]),
+                limits=Limits(**data["limits"]), patterns=tuple(unb64(p) for p in data["patterns_b64"]),
+                one_file_system=bool(data["one_file_system"]), stuck=tuple(unb64(p) for p in data["stuck_b64"]),
+                known=bool(data["known"]))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+            raise ShardError(f"{folder}/chunk.json cannot be used: {e!r}") from e
+
+
+def rules_patterns(rules: Rules, system_dirs: tuple[str, ...]) -> tuple[bytes, ...]:
+    """The patterns of directories that are recorded but not entered, the user's own first."""
+    system = tuple(os.fsencode(name) for name in system_dirs) if rules.system_dirs else ()
+    return rules.patterns + system

@@ -1,0 +1,409 @@
+"""The walker child: threads that read the share, and one that watches them.
+
+Touches: the share through `walk`, the attempt's folder.
+
+A thread that hangs in a system call cannot be ended. The watching thread notices that its slot does
+not move, records the path, never touches that path again, gives the thread's other work to a new
+thread, and at the end leaves the process behind with what still hangs in it.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from smartscan.model import DirState, Op, Root, b64
+from smartscan.shard import (
+    BIG,
+    IO_ERROR,
+    KIND_DIR,
+    KIND_ERROR,
+    LAST,
+    LISTED,
+    TIMED_OUT,
+    Part,
+    block_digest,
+    fold,
+    record,
+)
+from smartscan.walk import Slot, job, job_path, job_root, list_only, open_share, open_walker, used_bytes
+from smartscan.worker.orders import Orders
+
+BATCH_NS = 5_000_000  # one call into the walker: long against the 20 us it costs, short against a redo
+SEAL_BYTES = 8 << 20  # about 100,000 entries: a tenth of a second to ingest
+SEAL_S = 1.0  # rows become visible about this long after they were read
+SPARE_SLOTS = 32  # threads that may be lost to hung calls before the walker gives up
+WATCH_S = 0.05
+
+
+@dataclass(slots=True)
+class Large:
+    """A directory of more than one block, listed and stat'ed by many threads at once."""
+
+    token: bytes
+    fd: int
+    dev: int
+    ino: int
+    own_blocks: int
+    part: Part
+    blocks: int = 0
+    waiting: int = 0  # blocks not written yet
+    entries: int = 0
+    ended: bool = False
+    state: int = LISTED
+    err: int = 0
+    reason: str = ""
+    digests: dict[int, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What a thread does in one call: a batch of jobs, more names of a large directory, or a block of it."""
+
+    jobs: tuple[bytes, ...] = ()
+    large: Large | None = None
+    names: bytes | None = None
+    block: int = 0
+
+
+@dataclass(slots=True)
+class Thread:
+    """A walker thread, as the watching thread sees it."""
+
+    slot: int
+    task: Task | None = None
+    beat: int = -1
+    moved_at: float = 0.0
+    lost: bool = False
+
+
+class Walker:
+    """One chunk's walk. All shared state is guarded by `lock`; calls into the share are made without it."""
+
+    def __init__(self, folder: Path, orders: Orders, shared: Any, out: int) -> None:
+        self.folder, self.orders, self.shared, self.out = folder, orders, shared, out
+        self.limits = orders.limits
+        self.lock = threading.Condition()
+        self.queue: deque[bytes] = deque()
+        self.blocks: deque[Task] = deque()  # of large directories: they go first
+        self.left: list[Root] = []
+        self.stuck: list[dict[str, Any]] = []
+        self.threads: list[Thread] = []
+        self.parts: deque[Part] = deque()  # full, to be sealed by the watching thread
+        self.part: Part | None = None
+        self.part_since = 0.0
+        self.part_number = 0
+        self.ending = ""  # why no new directory is begun
+        self.failure: OSError | None = None
+        self.shards: list[str] = []
+        self.larges: list[Large] = []
+        self.fs: dict[str, int] | None = None
+        self.core: Any = None
+
+    # -- the threads that read -------------------------------------------------------------------
+
+    def _take(self, me: Thread) -> Task | None:
+        with self.lock:
+            while True:
+                if self.failure:
+                    return None
+                if self.blocks:
+                    me.task = self.blocks.popleft()
+                elif self.queue and not self.ending:
+                    live = sum(1 for t in self.threads if not t.lost)
+                    count = min(256, len(self.queue) // live + 1)
+                    me.task = Task(tuple(self.queue.pop() for _ in range(count)))
+                elif not any(t.task for t in self.threads if not t.lost):
+                    self.lock.notify_all()
+                    return None
+                else:
+                    self.lock.wait()
+                    continue
+                me.moved_at = time.monotonic()
+                return me.task
+
+    def _run(self, me: Thread) -> None:
+        while task := self._take(me):
+            try:
+                if task.large is None:
+                    result = self.core.walk(list(task.jobs), me.slot, BATCH_NS)
+                    self._walked(me, task, *result)
+                elif task.names is None:
+                    result = self.core.read_names(task.large.fd, job_path(task.large.token), me.slot)
+                    self._named(me, task.large, *result)
+                else:
+                    big = task.large
+                    result = self.core.stat_names(big.token, big.fd, task.names, big.dev, big.ino, big.own_blocks,
+                                                  task.block, me.slot)
+                    self._stated(me, task, big, *result)
+            except OSError as e:  # the output disk: the share's errors are data
+                with self.lock:
+                    self.failure = self.failure or e
+                    me.task = None
+                    self.lock.notify_all()
+                return
+            if me.lost:
+                return
+
+    def _walked(self, me: Thread, task: Task, records: bytes, rest: list[bytes], left: list[bytes], large: Any) -> None:
+        with self.lock:
+            if me.lost:  # given up meanwhile: another thread has this work
+                if large:
+                    os.close(large[1])
+                return
+            self._emit(records)
+            self.queue.extend(rest)
+            self.left.extend(job_root(t) for t in left)
+            me.task = None
+            if large:
+                token, fd, names, dev, ino, own_blocks = large
+                big = Large(token, fd, dev, ino, own_blocks, self._new_part())
+                self.larges.append(big)
+                self._block(big, names)
+                self.blocks.append(Task(large=big))
+            self.lock.notify_all()
+
+    def _block(self, big: Large, names: bytes) -> None:
+        big.waiting += 1
+        self.blocks.append(Task(large=big, names=names, block=big.blocks))
+        big.blocks += 1
+
+    def _named(self, me: Thread, big: Large, names: bytes, count: int, end: int) -> None:
+        with self.lock:
+            me.task = None
+            if me.lost or big.ended:
+                return
+            if names:
+                self._block(big, names)
+                big.entries += count
+            if end < 0:
+                big.err, big.state = -end, IO_ERROR
+            elif big.entries > self.limits.dir_entries:
+                big.err, big.state = errno.EFBIG, IO_ERROR
+                big.reason = f"listing given up after {big.entries} names"
+            if end or big.state != LISTED:
+                big.ended = True
+                self._close_large(big)
+            else:
+                self.blocks.append(Task(large=big))  # behind its blocks: bounds the names in memory
+            self.lock.notify_all()
+
+    def _stated(self, me: Thread, task: Task, big: Large, records: bytes, jobs: list[bytes], left: list[bytes]) -> None:
+        with self.lock:
+            if me.lost:
+                return
+            me.task = None
+            big.part.write(records)
+            big.digests[task.block] = block_digest(records)
+            self.queue.extend(jobs)
+            self.left.extend(job_root(t) for t in left)
+            big.waiting -= 1
+            self._close_large(big)
+            self.lock.notify_all()
+
+    def _close_large(self, big: Large) -> None:
+        if not big.ended or big.waiting:
+            return
+        path = job_path(big.token)
+        digest = fold(big.digests[i] for i in sorted(big.digests)) if big.state == LISTED else 0
+        big.part.write(record(KIND_DIR, path, flags=LAST | BIG, state=big.state, err=big.err, op=Op.READDIR if big.err else 0,
+                              block=big.blocks, reason=big.reason, dev=big.dev, ino=big.ino, own_blocks=big.own_blocks,
+                              dir_digest=digest))
+        self.parts.append(big.part)
+        self.larges.remove(big)
+        os.close(big.fd)
+
+    def _emit(self, records: bytes) -> None:
+        if not records:
+            return
+        if self.part is None:
+            self.part = self._new_part()
+            self.part_since = time.monotonic()
+        self.part.write(records)
+        if self.part.bytes >= SEAL_BYTES:
+            self.parts.append(self.part)
+            self.part = None
+
+    def _new_part(self) -> Part:
+        self.part_number += 1
+        return Part(self.folder, self.part_number)
+
+    # -- the thread that watches -----------------------------------------------------------------
+
+    def _start_thread(self) -> bool:
+        number = len(self.threads)
+        if number >= self.limits.threads + SPARE_SLOTS:
+            return False
+        me = Thread(number, moved_at=time.monotonic())
+        self.threads.append(me)
+        threading.Thread(target=self._run, args=(me,), daemon=True, name=f"walk-{number}").start()
+        return True
+
+    def _watch(self, now: float) -> None:
+        for t in list(self.threads):
+            if t.lost or t.task is None:
+                continue
+            slot = Slot(self.shared, t.slot)
+            if slot.beat != t.beat:
+                t.beat, t.moved_at = slot.beat, now
+            elif now - t.moved_at >= self.limits.stall_s and slot.op != Op.IDLE:
+                self._give_up(t, slot, now - t.moved_at)
+
+    def _give_up(self, t: Thread, slot: Slot, waited_s: float) -> None:
+        with self.lock:
+            task = t.task
+            if task is None or Slot(self.shared, t.slot).beat != t.beat:
+                return
+            t.lost, t.task = True, None
+            path, op = slot.full, Op(slot.op)
+            self.core.avoid(path)
+            self.stuck.append({"path_b64": b64(path), "op": int(op), "errno": errno.ETIMEDOUT, "waited_s": round(waited_s, 1),
+                               "wchan": _wchan(t)})
+            waited_ns = int(waited_s * 1e9)
+            of_entry = bool(slot.name)
+            if of_entry:
+                self._emit(record(KIND_ERROR, path, err=errno.ETIMEDOUT, op=op, waited_ns=waited_ns))
+            elif task.large is None:
+                self._emit(record(KIND_DIR, path, state=TIMED_OUT, err=errno.ETIMEDOUT, op=op, waited_ns=waited_ns,
+                                  reason=DirState.TIMED_OUT.value))
+            if task.large is None:
+                self.queue.extend(j for j in reversed(task.jobs) if job_path(j) != path or of_entry)
+            elif task.names is not None:
+                self.blocks.append(task)
+            else:  # its listing hangs: what was read of it stays, nothing more comes
+                big = task.large
+                big.ended, big.state, big.err, big.reason = True, TIMED_OUT, errno.ETIMEDOUT, DirState.TIMED_OUT.value
+                self._close_large(big)
+            if not self._start_thread() and all(x.lost for x in self.threads):
+                self.ending = "no thread is left"
+            self.lock.notify_all()
+
+    def _limits(self, now: float, started: float) -> None:
+        entries = bytes_ = 0
+        for t in self.threads:
+            slot = Slot(self.shared, t.slot)
+            entries += slot.entries
+            bytes_ += slot.blocks * 512
+        why = ""
+        if entries >= self.limits.chunk_entries:
+            why = "entries"
+        elif bytes_ >= self.limits.chunk_bytes:
+            why = "bytes"
+        elif now - started >= self.limits.chunk_s:
+            why = "time"
+        if why and not self.ending:
+            self.end(why)
+
+    def end(self, why: str) -> None:
+        """Begin no more directories; what is queued becomes leftover."""
+        with self.lock:
+            self.ending = self.ending or why
+            self.core.stop()
+            if why == "stop":
+                self.blocks.clear()
+            self.lock.notify_all()
+
+    def give_back(self) -> list[Root]:
+        """Hand about half of the queue to somebody idle: the oldest jobs, which lie highest in the tree."""
+        with self.lock:
+            return [job_root(self.queue.popleft()) for _ in range(len(self.queue) // 2)]
+
+    def _seal(self, now: float, *, everything: bool = False) -> None:
+        with self.lock:
+            if self.part is not None and (everything or now - self.part_since >= SEAL_S):
+                self.parts.append(self.part)
+                self.part = None
+        while self.parts:
+            part = self.parts.popleft()
+            self.shards.append(part.seal())
+
+    def _busy(self) -> bool:
+        with self.lock:
+            if self.failure:
+                return False
+            if any(t.task for t in self.threads if not t.lost) or self.blocks:
+                return any(not t.lost for t in self.threads)
+            return bool(self.queue) and not self.ending
+
+    def say(self, **message: Any) -> None:
+        """Tell the guard something; one line of JSON."""
+        data = json.dumps(message, separators=(",", ":")).encode() + b"\n"
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self.out, view):]
+
+    def run(self, orders_fd: int) -> None:
+        """Walk the chunk to its end or limit. Returns when all but hung threads are done."""
+        started = time.monotonic()
+        root_fd = open_share(self.orders.share)
+        known = (self.folder / "known.bin").read_bytes() if self.orders.known else b""
+        self.core = open_walker(root_fd, self.shared, patterns=self.orders.patterns, known=known,
+                                one_file_system=self.orders.one_file_system, depth=self.limits.depth)
+        for path in self.orders.stuck:
+            self.core.avoid(path)
+        del known
+        self.say(ready=True)
+        self.queue.extend(job(r) for r in reversed(self.orders.roots))
+        threading.Thread(target=self._ask_fs, args=(root_fd,), daemon=True).start()
+        with self.lock:
+            for _ in range(self.limits.threads):
+                self._start_thread()
+        os.set_blocking(orders_fd, False)
+        while self._busy():
+            with self.lock:
+                self.lock.wait(WATCH_S)
+            now = time.monotonic()
+            self._watch(now)
+            self._limits(now, started)
+            self._seal(now)
+            if not self._obey(orders_fd):
+                os._exit(1)  # the guard is gone: nobody would ever read what we do
+        if self.failure:
+            raise self.failure
+        self._seal(time.monotonic(), everything=True)
+        with self.lock:
+            left = self.left + [job_root(t) for t in self.queue]
+            for big in self.larges:  # stopped in the middle of it
+                left.append(job_root(list_only(big.token)))
+                big.part.drop()
+        self.say(end=self.ending or "done", shards=self.shards, leftover=[r.to_json() for r in left], stuck=self.stuck,
+                 fs=self.fs, hung=sum(t.lost for t in self.threads))
+
+    def _obey(self, orders_fd: int) -> bool:
+        try:
+            order = os.read(orders_fd, 1)
+        except BlockingIOError:
+            return True
+        if order == b"s":
+            self.end("stop")
+        elif order == b"y":
+            given = self.give_back()
+            if given:
+                self.say(given=[r.to_json() for r in given])
+        return bool(order)
+
+    def _ask_fs(self, root_fd: int) -> None:
+        try:
+            total, used = used_bytes(root_fd)
+        except OSError:
+            return
+        self.fs = {"total_bytes": total, "used_bytes": used}
+
+
+def _wchan(t: Thread) -> str:
+    """Where in the kernel a thread of this process waits, where the kernel tells."""
+    for thread in threading.enumerate():
+        if thread.name == f"walk-{t.slot}" and thread.native_id:
+            try:
+                with open(f"/proc/self/task/{thread.native_id}/wchan") as f:
+                    return f.read().strip().strip("0")
+            except OSError:
+                return ""
+    return ""
