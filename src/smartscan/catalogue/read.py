@@ -8,17 +8,19 @@ on millions of rows. Paths and names are cast to BLOB, because they need not be 
 from __future__ import annotations
 
 import heapq
+import os
 import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+from smartscan.catalogue.migrations import VERSION
+from smartscan.catalogue.open import APPLICATION_ID, sqlite_errors
 from smartscan.catalogue.rows import Directory, LargeFile, Mount, Problem, Tally, Totals
 from smartscan.errors import CatalogueError, UsageError
 from smartscan.model import DirState, join
 
-VERSION = 1  # the newest PRAGMA user_version this program understands
 WAIT_S = 5.0  # for a writer's lock where the journal is no WAL; a commit takes far less
 
 # Directories in these states hide something; the others were listed or left out on purpose.
@@ -31,29 +33,30 @@ def open_for_reading(path: Path) -> Iterator[sqlite3.Connection]:
     """Open a catalogue for one consistent look at it; nothing is ever written.
 
     All queries inside see the same moment. CatalogueError: none yet, not one, of another version,
-    locked, damaged. Where the journal is no WAL, a commit waits for the look to end: keep it short.
+    damaged; CatalogueBusy: locked. Where the journal is no WAL, a commit waits for the look to end.
     """
-    try:
-        with closing(_connect(path)) as db:
-            yield db
-    except sqlite3.Error as error:
-        raise CatalogueError(_words(path, error)) from error
+    with sqlite_errors(path), closing(_connect(path)) as db:
+        yield db
 
 
 def _connect(path: Path) -> sqlite3.Connection:
+    try:
+        made = path.is_file() and path.stat().st_size > 0
+    except PermissionError as error:
+        raise CatalogueError(f"the folder of the catalogue {path} may not be entered by this user") from error
     if path.exists() and not path.is_file():
-        raise CatalogueError(f"{path} is not a file, so it is no catalogue; name another with --db")
-    if not path.exists() or path.stat().st_size == 0:
-        raise CatalogueError(
-            f"there is no catalogue at {path} yet; `smartscan scan /path/of/share NAME` makes one"
-        )
+        raise CatalogueError(f"{path} is not a file; choose another catalogue with --db")
+    if not made:
+        raise CatalogueError(f"there is no catalogue {path} yet; `smartscan scan MOUNT_PATH NAME` makes it")
+    if not os.access(path, os.R_OK):
+        raise CatalogueError(f"the catalogue {path} may not be read by this user")
     uri = f"{path.absolute().as_uri()}?mode=ro"
     try:
         return _look(path, uri)
     except sqlite3.OperationalError:
         # A WAL catalogue at rest in a folder where we may not create its -shm file. Nobody writes it
         # (else there was a -wal), so it may be read as the plain file it is.
-        if _wal(path):
+        if _has_wal(path) or os.access(path.parent, os.W_OK):
             raise
         return _look(path, f"{uri}&immutable=1")
 
@@ -63,44 +66,29 @@ def _look(path: Path, uri: str) -> sqlite3.Connection:
     try:
         db.text_factory = _text
         db.execute("BEGIN")
-        version = db.execute("PRAGMA user_version").fetchone()[0]
-        tables = {name for (name,) in db.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
-        if not tables.issuperset(("mount", "scan", "chunk", "entry")) or version < 1:
-            raise CatalogueError(f"{path} is not a catalogue of Smart Scanner; name another with --db")
-        if version > VERSION:
-            raise CatalogueError(
-                f"{path} is a catalogue of version {version}, and this program knows {VERSION}; "
-                "use a newer Smart Scanner"
-            )
-        if version < VERSION:
-            raise CatalogueError(
-                f"{path} is a catalogue of the older version {version}; the next scan brings it up to date"
-            )
+        (application_id,) = db.execute("PRAGMA application_id").fetchone()
+        (version,) = db.execute("PRAGMA user_version").fetchone()
     except BaseException:
         db.close()
         raise
-    return db
+    if application_id == APPLICATION_ID and version == VERSION:
+        return db
+    db.close()
+    if application_id != APPLICATION_ID:
+        raise CatalogueError(f"{path} is not a catalogue of Smart Scanner; choose another with --db")
+    remedy = "use a newer Smart Scanner" if version > VERSION else "the next scan brings it up to date"
+    raise CatalogueError(
+        f"the catalogue {path} has version {version}, and this program reads {VERSION}; {remedy}"
+    )
 
 
-def _wal(path: Path) -> bool:
+def _has_wal(path: Path) -> bool:
     wal = path.with_name(path.name + "-wal")
     return wal.exists() and wal.stat().st_size > 0
 
 
 def _text(data: bytes) -> str:
     return data.decode("utf-8", "replace")
-
-
-def _words(path: Path, error: sqlite3.Error) -> str:
-    code = getattr(error, "sqlite_errorcode", None)
-    primary = None if code is None else code & 0xFF
-    if primary == sqlite3.SQLITE_NOTADB:
-        return f"{path} is not a catalogue of Smart Scanner; name another with --db"
-    if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        return f"{path} is locked by the program that writes it; try again in a moment"
-    if primary in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY):
-        return f"{path} cannot be opened by this user ({error}); see the permissions of it and its folder"
-    return f"{path} cannot be read ({error})"
 
 
 MOUNT_COLUMNS = "mount.id, mount.name, CAST(mount.path AS BLOB), mount.fs_type, mount.source"
