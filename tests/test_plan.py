@@ -121,6 +121,15 @@ def test_many_small_files_are_cut_by_their_number() -> None:
     assert [chunk.est_entries for chunk in share.plan()] == [600_002, 600_000]
 
 
+def test_many_large_directories_are_as_many_chunks() -> None:
+    chunks = Share({f"{n:03}": {"": (60 * GB + n, 1)} for n in range(100)}).plan()
+    assert [chunk.est_bytes for chunk in chunks] == [60 * GB + n for n in reversed(range(100))]
+    assert {root for chunk in chunks for root in chunk.roots} == {
+        Root(b"", Scope.FILES),
+        *(Root(b"%03d" % n) for n in range(100)),
+    }
+
+
 def test_a_chunk_has_a_bounded_number_of_roots() -> None:
     share = Share({"": (101 * GB, 0)} | {str(n): {} for n in range(95)})
     sizes = [len(chunk.roots) for chunk in share.plan(max_roots=10)]

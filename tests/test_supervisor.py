@@ -167,6 +167,8 @@ def test_a_failed_start_burns_no_attempt_and_pauses_with_backoff() -> None:
     assert desk.sleep() == [Start(1, 6)]
     assert desk.later(50) == []
     assert desk(Started(1, 6)) == [Start(2, 6), Resume()]
+    assert desk(StartFailed(2, 6, "no engine")) == [Retry(2, 0), Pause("no engine")]
+    assert desk.supervisor.wake_at(desk.now) == desk.now + 1  # all is forgiven
 
 
 def test_a_start_without_an_answer_is_a_failed_start_and_fenced() -> None:
@@ -467,6 +469,16 @@ def test_nothing_is_asked_while_chunks_wait() -> None:
     desk(Added(2, (B,)))
     assert desk.later(50) == []
     assert desk.supervisor.wake_at(desk.now) == 1000 + SILENCE_S
+
+
+def test_nothing_is_asked_while_chunks_are_being_made() -> None:
+    desk = Desk(2, share_after_s=10)
+    desk(Added(1, (A,)), Added(2, (B,)), Tick(), Started(1, 1), Started(2, 1))
+    desk.now += 20
+    assert desk(Exited(1, 1)) == [Collect(1, 1, None), Yield(2, 1)]
+    desk(Collected(1, 1, Outcome.SEALED, dirs=1, leftover=(C,)))
+    assert desk.later(20) == []
+    assert desk(Created(1)) == [Yield(2, 1)]
 
 
 # Random histories.
@@ -885,6 +897,7 @@ class World:
             walk += self.tree[path]
 
 
+@pytest.mark.timeout(3600)  # for 100,000 of them; each is bounded by its number of events
 def test_random_histories() -> None:
     first = int(os.environ.get("SMART_SCAN_SEED", "1"))
     for seed in range(first, first + int(os.environ.get("SMART_SCAN_HISTORIES", "2000"))):
