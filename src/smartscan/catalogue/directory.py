@@ -1,0 +1,116 @@
+"""The directory the catalogue lies in: made, found writable, and kept from being full to the last byte.
+
+Touches: that directory, and in it `smart_catalog.reserve`.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from smartscan import config
+from smartscan.errors import CatalogueError, CatalogueFull
+
+# On a full disk a catalogue with a write-ahead log cannot even be opened to say so. What is set aside for
+# that day takes the log of a transaction and its index.
+RESERVE_BYTES = 16 * 2**20
+NEEDED_BYTES = 2 * 2**20  # all tables, empty, and their journal
+SPARE_BYTES = 2**16  # less than this is nothing: the index of the log grows by 32 KB
+
+log = logging.getLogger(__name__)
+
+
+def prepare(path: Path, *, create: bool) -> None:
+    """See that a catalogue at this path can be written; with `create`, make the default data directory.
+
+    CatalogueError: missing, or not writable.
+    """
+    folder = path.parent
+    if not folder.is_dir():
+        if not (create and folder == config.data_dir()):
+            raise _missing(folder)
+        try:
+            folder.mkdir(parents=True)
+        except OSError as error:
+            raise explained(error, folder) from error
+    for place in (folder, path):
+        if place.exists() and not os.access(place, os.W_OK, effective_ids=True):
+            read_only = os.statvfs(place).f_flag & os.ST_RDONLY
+            why = "is on a read-only file system" if read_only else "may not be written by this user"
+            raise CatalogueError(f"{place} {why}; choose another catalogue with --db")
+
+
+def make_room(path: Path) -> None:
+    """See that there is space to open a catalogue, releasing the reserve if need be; else CatalogueFull."""
+    if _free_bytes(path) >= NEEDED_BYTES:
+        return
+    if release_reserve(path):
+        log.warning("the disk of the catalogue %s is full; the reserve beside it was released", path)
+    free_bytes = _free_bytes(path)
+    if free_bytes < NEEDED_BYTES:
+        have, need = free_bytes // 2**10, NEEDED_BYTES // 2**10
+        raise full(path.parent, f" ({have} KB are free, {need} KB are needed)")
+
+
+def is_full(path: Path) -> bool:
+    """Tell whether the disk of the catalogue has no space at all."""
+    with suppress(OSError):
+        return _free_bytes(path) < SPARE_BYTES
+    return False
+
+
+def keep_reserve(path: Path) -> bool:
+    """Set space aside for the day the disk is full; False where there is none to spare or it is kept."""
+    reserve = _reserve(path)
+    if reserve.exists() or _free_bytes(path) < 4 * RESERVE_BYTES:
+        return False
+    try:
+        # Random, because a file system that compresses would keep nothing of zeros.
+        reserve.write_bytes(os.urandom(RESERVE_BYTES))
+    except OSError:
+        release_reserve(path)
+        return False
+    return True
+
+
+def release_reserve(path: Path) -> bool:
+    """Give the space back; False where none was kept."""
+    try:
+        _reserve(path).unlink()
+    except OSError:
+        return False
+    return True
+
+
+def explained(error: OSError, folder: Path) -> CatalogueError:
+    """Say in one sentence what the system's refusal means for the catalogue in that directory."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return full(folder)
+    if error.errno == errno.ENOENT:
+        return _missing(folder)
+    return CatalogueError(
+        f"the directory {folder} cannot hold a catalogue: {error.strerror}; choose another with --db"
+    )
+
+
+def full(folder: Path, detail: str = "") -> CatalogueFull:
+    """Give the error of a disk without space."""
+    return CatalogueFull(
+        f"there is no space left for the catalogue in {folder}{detail}; make room and try again"
+    )
+
+
+def _missing(folder: Path) -> CatalogueError:
+    return CatalogueError(f"the directory {folder} does not exist; make it, or choose another with --db")
+
+
+def _reserve(path: Path) -> Path:
+    return path.with_suffix(".reserve")
+
+
+def _free_bytes(path: Path) -> int:
+    stat = os.statvfs(path.parent)
+    return stat.f_frsize * (stat.f_bfree if os.geteuid() == 0 else stat.f_bavail)

@@ -1,0 +1,18 @@
+"""What all tests share: who is skipped where, and why."""
+
+import os
+
+import pytest
+
+IS_ROOT = os.geteuid() == 0
+NEEDS = {
+    "root": (IS_ROOT, "needs root"),
+    "fuse": (IS_ROOT and os.access("/dev/fuse", os.R_OK | os.W_OK), "needs root and /dev/fuse"),
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for marker, (met, reason) in NEEDS.items():
+            if item.get_closest_marker(marker) and not met:
+                item.add_marker(pytest.mark.skip(reason=reason))
