@@ -50,6 +50,8 @@ class Rig:
 
     open: Callable[[str, str], Engine]
     folder: Path
+    odd: str
+    reports_oom: bool  # Podman's monitor does not see it under control groups v1
     namespace: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
     engines: list[Engine] = field(default_factory=list)
 
@@ -59,9 +61,9 @@ class Rig:
         return engine
 
     def job(self, chunk_id: int = 1, attempt: int = 1, name: str = "Media") -> Job:
-        share = self.folder / "a share: 'x', \"y\" $(touch z)"
+        share = self.folder / self.odd
         share.mkdir(exist_ok=True)
-        folder = self.folder / f"work: {uuid.uuid4().hex[:6]}, 'of' \"{name[:3]}\"" / f"{chunk_id}-{attempt}"
+        folder = self.folder / f"{self.odd} {uuid.uuid4().hex[:6]}" / f"{chunk_id}-{attempt}"
         folder.mkdir(parents=True)
         return Job(7, name, chunk_id, attempt, os.fsencode(share), folder, SMALL)
 
@@ -118,7 +120,8 @@ ENGINES: dict[str, Callable[[], Callable[[str, str], Engine]]] = {
     ]
 )
 def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Rig]:
-    rig = Rig(ENGINES[request.param](), tmp_path)
+    odd = "odd: 'x' $(touch z) %s \\" + (', "y"\n' if request.param != "podman" else "")
+    rig = Rig(ENGINES[request.param](), tmp_path, odd, reports_oom=request.param != "podman")
     yield rig
     for engine in rig.engines:
         with contextlib.suppress(EngineError):
@@ -204,8 +207,10 @@ def test_out_of_memory_is_told(rig: Rig) -> None:
     engine = rig.engine("kept = [b'x' * 2**20 for _ in range(300)]; print(len(kept))")
     job = rig.job()
     status = end_of(engine, engine.start(job))
-    assert (status.state, status.oom) == ("exited", True)
+    assert status.state == "exited"
     assert status.exit_code != 0
+    if rig.reports_oom:
+        assert status.oom
 
 
 def test_the_log_is_read_from_its_end_and_bounded(rig: Rig) -> None:
@@ -295,6 +300,15 @@ def test_a_folder_that_is_missing_is_no_worker(rig: Rig) -> None:
     job = replace(rig.job(), folder=rig.folder / "nowhere")
     with pytest.raises((EngineError, MountError)):
         engine.start(job)
+    assert engine.find(rig.namespace) == []
+
+
+def test_a_path_that_an_engine_cannot_mount_is_refused(rig: Rig) -> None:
+    engine = rig.engine(WRITE_PROGRESS)
+    if engine.name == "local":
+        pytest.skip("local processes need no mount")
+    with pytest.raises(EngineError, match="use --engine local"):
+        engine.start(replace(rig.job(), share=os.fsencode(rig.folder) + b"/\xff"))
     assert engine.find(rig.namespace) == []
 
 

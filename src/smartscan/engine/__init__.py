@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from smartscan import units
+from smartscan.config import WORKER_IMAGE
 from smartscan.errors import EngineError, UsageError
 from smartscan.model import Resources
 
-WORKER_IMAGE = "nas-scanner-hp:latest"
 WORKER_MODULE = "smartscan.worker"
 LOG_TAIL_BYTES = 8192  # enough for a Python traceback, small enough for a row of the catalogue
 PIDS_LIMIT = 512  # a worker has two processes and tens of threads; a runaway one must not take the host

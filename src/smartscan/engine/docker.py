@@ -35,7 +35,7 @@ from smartscan.engine import (
     owner,
 )
 from smartscan.errors import EngineError, MountError
-from smartscan.model import Resources
+from smartscan.model import Resources, show
 
 LABEL = "io.github.smart-scanner."
 VERSION_LABEL = "org.opencontainers.image.version"
@@ -93,8 +93,8 @@ class Docker:
         except UNREACHABLE as error:
             raise EngineError(f"the Docker engine at {url} does not answer ({_sentence(error)}).") from None
         self._version = str(asked["ApiVersion"])
-        product = "Podman" if "podman" in str(asked.get("Components", "")).lower() else "Docker"
-        self.title = f"{product} {asked['Version']} at {url}"
+        self._product = "Podman" if "podman" in str(asked.get("Components", "")).lower() else "Docker"
+        self.title = f"{self._product} {asked['Version']} at {url}"
         self._api = self._open(CALL_S)
         self._slow = self._open(START_S)
         self._info = self._ask_info()
@@ -277,11 +277,12 @@ class Docker:
                 f"{os.fsdecode(path)} lies in no mount of the controller's container; "
                 "mount the data directory into it."
             )
-        try:
-            return (found or path).decode("utf-8")
-        except UnicodeDecodeError:
-            shown = path.decode("utf-8", "backslashreplace")
-            raise EngineError(f"Docker cannot mount {shown}: not UTF-8; use --engine local.") from None
+        for source in (found or path, path):
+            text = source.decode("utf-8", "backslashreplace")
+            # Podman's Docker API writes mounts as comma-separated text without quoting it (seen in 4.3).
+            if text.encode() != source or (self._product == "Podman" and re.search(r'[",\r\n]', text)):
+                raise EngineError(f"{self._product} cannot mount {show(source)}; use --engine local.")
+        return os.fsdecode(found or path)
 
     def _open_folder(self, folder: Path) -> list[str]:
         """Let the worker, root without DAC_OVERRIDE, write into a folder that is not root's: by its group."""
