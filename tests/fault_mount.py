@@ -1,0 +1,119 @@
+"""Mount the fault file system for the length of a `with`, and always take it away again.
+
+Touches: /dev/fuse, a temporary directory, a daemon of its own. Needs root: mark the test `fuse`.
+
+    with fault_mount(tree, rules=[hang("stuck", "opendir")]) as share:
+        ... read share.path ...
+        share.set(rules=[])          # what hung goes on
+        assert share.asked("opendir", b"stuck") == 1
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Rule = dict[str, Any]
+READY_S = 10.0  # a daemon is ready in 0.1 s; a busy machine has more patience
+
+
+def hang(path: str, *ops: str, **more: Any) -> Rule:
+    """Never answer; without operations, none of them."""
+    return {"path": path, "op": list(ops) or "*", "do": "hang", **more}
+
+
+def slow(path: str, *ops: str, ms: float, **more: Any) -> Rule:
+    """Answer that much later, each request for itself."""
+    return {"path": path, "op": list(ops) or "*", "do": "slow", "ms": ms, **more}
+
+
+def fail(path: str, *ops: str, errno: str, **more: Any) -> Rule:
+    """Answer with that error, named as in errno(3)."""
+    return {"path": path, "op": list(ops) or "*", "do": "errno", "errno": errno, **more}
+
+
+def latency(ms: float) -> Rule:
+    """Make everything as far away as a server over a network."""
+    return slow("*", ms=ms)
+
+
+@dataclass
+class FaultMount:
+    """A mounted fault file system."""
+
+    path: Path  # the mount point
+    real: Path  # what lies under it
+    daemon: subprocess.Popen[bytes]
+    _rules: Path
+    _log: Path
+
+    def set(self, *, rules: Sequence[Rule] = (), virtual: Sequence[Rule] = (),
+            interrupt: str = "ignore") -> None:
+        """Replace all rules; holds for the next request, and within 0.1 s for what hangs."""
+        text = json.dumps({"rules": list(rules), "virtual": list(virtual), "interrupt": interrupt})
+        new = self._rules.with_suffix(".new")
+        new.write_text(text)
+        new.replace(self._rules)
+
+    def asked(self, op: str, path: bytes | None = None) -> int:
+        """Count the requests of an operation so far, for one path below the mount or for all."""
+        wanted = f" {op} " if path is None else f" {op} {path!r} "
+        return sum(wanted in line for line in self._log.read_text().splitlines())
+
+    def end(self) -> None:
+        """Kill the daemon: every reader, also an unkillable one, gets ENOTCONN or ECONNABORTED."""
+        self.daemon.kill()
+        self.daemon.wait()
+
+
+@contextlib.contextmanager
+def fault_mount(real: Path, *, rules: Sequence[Rule] = (), virtual: Sequence[Rule] = (),
+                interrupt: str = "ignore", direct_io: bool = False, entry_cache_s: float = 1.0,
+                attr_cache_s: float = 1.0) -> Iterator[FaultMount]:
+    """Mount `real` somewhere else, failing as the rules say (faultfs.py); unmounted on every way out."""
+    with tempfile.TemporaryDirectory(prefix="faultfs-") as scratch:
+        folder = Path(scratch)
+        mount_point, ready = folder / "mnt", folder / "ready"
+        mount_point.mkdir()
+        folder.chmod(0o755)  # ordinary users may be sent in
+        log = folder / "log"
+        log.touch()
+        command = [
+            sys.executable, "-S", str(Path(__file__).with_name("faultfs.py")),
+            str(mount_point), str(real), str(folder / "rules.json"),
+            "--ready", str(ready), "--log", str(log),
+            "--entry-cache", str(entry_cache_s), "--attr-cache", str(attr_cache_s),
+            *(["--direct-io"] if direct_io else []),
+        ]  # fmt: skip
+        daemon = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+        share = FaultMount(mount_point, real, daemon, folder / "rules.json", log)
+        try:
+            _wait_for(ready, daemon)
+            share.set(rules=rules, virtual=virtual, interrupt=interrupt)
+            yield share
+        finally:
+            share.end()
+            _unmount(mount_point)
+
+
+def _wait_for(ready: Path, daemon: subprocess.Popen[bytes]) -> None:
+    give_up_at = time.monotonic() + READY_S
+    while not ready.exists():
+        if daemon.poll() is not None or time.monotonic() > give_up_at:
+            raise RuntimeError(f"faultfs did not mount (exit status {daemon.returncode})")
+        time.sleep(0.01)
+
+
+def _unmount(mount_point: Path) -> None:
+    # Lazily: a reader that was just freed may still have it open. Again, while something is mounted there.
+    while str(mount_point).encode() in Path("/proc/self/mountinfo").read_bytes():
+        subprocess.run(["umount", "--lazy", os.fspath(mount_point)], check=True)
