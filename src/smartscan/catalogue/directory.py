@@ -29,18 +29,18 @@ def prepare(path: Path, *, create: bool) -> None:
     CatalogueError: missing, or not writable.
     """
     folder = path.parent
-    if not folder.is_dir():
-        if not (create and folder == config.data_dir()):
-            raise _missing(folder)
-        try:
+    try:
+        if not folder.is_dir():
+            if not (create and folder == config.data_dir()):
+                raise _missing(folder)
             folder.mkdir(parents=True)
-        except OSError as error:
-            raise explained(error, folder) from error
-    for place in (folder, path):
-        if place.exists() and not os.access(place, os.W_OK, effective_ids=True):
-            read_only = os.statvfs(place).f_flag & os.ST_RDONLY
-            why = "is on a read-only file system" if read_only else "may not be written by this user"
-            raise CatalogueError(f"{place} {why}; choose another catalogue with --db")
+        for place, rights in ((folder, os.W_OK | os.X_OK), (path, os.W_OK)):
+            if not os.access(place, rights, effective_ids=True) and place.exists():
+                read_only = os.statvfs(place).f_flag & os.ST_RDONLY
+                why = "is on a read-only file system" if read_only else "may not be written by this user"
+                raise CatalogueError(f"{place} {why}; choose another catalogue with --db")
+    except OSError as error:
+        raise explained(error, folder) from error
 
 
 def make_room(path: Path) -> None:
@@ -89,7 +89,7 @@ def explained(error: OSError, folder: Path) -> CatalogueError:
     """Say in one sentence what the system's refusal means for the catalogue in that directory."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return full(folder)
-    if error.errno == errno.ENOENT:
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
         return _missing(folder)
     return CatalogueError(
         f"the directory {folder} cannot hold a catalogue: {error.strerror}; choose another with --db"

@@ -38,10 +38,12 @@ def run_script(conn: sqlite3.Connection, script: str) -> None:
 
 
 def _statements(script: str) -> Iterator[str]:
-    """Split SQL at the ends of lines that complete a statement."""
+    """Split SQL at the ends of lines that complete a statement; at most one begins on a line."""
     statement = ""
     for line in script.splitlines(keepends=True):
         statement += line
         if sqlite3.complete_statement(statement):
             yield statement
             statement = ""
+    if statement.strip():
+        yield statement
