@@ -17,7 +17,7 @@ test: setup
 	@trap : INT TERM; \
 	if [ -x tests/docker-up ]; then set -a; eval "$$(tests/docker-up)"; set +a; fi; \
 	$(PYTHON) -m pytest $(ARGS); status=$$?; \
-	if [ -x tests/docker-down ]; then tests/docker-down >&2; fi; \
+	if [ -x tests/docker-down ]; then tests/docker-down >/dev/null; fi; \
 	exit $$status
 
 # What a change must pass before it is committed; about a minute.

@@ -7,6 +7,8 @@ import pytest
 IS_ROOT = os.geteuid() == 0
 NEEDS = {
     "root": (IS_ROOT, "needs root"),
+    # Said by tests/docker-up, which `make test` calls first.
+    "docker": ("SMART_SCAN_NO_DOCKER" not in os.environ, os.environ.get("SMART_SCAN_NO_DOCKER", "")),
     "fuse": (IS_ROOT and os.access("/dev/fuse", os.R_OK | os.W_OK), "needs root and /dev/fuse"),
 }
 
