@@ -9,21 +9,19 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
 
 import pytest
 
-from smartscan.engine import Engine, Job, Status, choose, local, sockets
+from containers import WORKER_IMAGE, engine_url, until
+from smartscan.engine import Engine, Job, Status, choose, local
 from smartscan.errors import EngineError, MountError, UsageError
 from smartscan.model import Resources
 
-IMAGE = os.environ.get("SMART_SCAN_TEST_IMAGE", "nas-scanner-hp:latest")
 PODMAN = "unix:///run/podman/podman.sock"
 SMALL = Resources(1.0, 64 * 2**20)
 
@@ -80,27 +78,24 @@ def container_engine(url: str) -> Callable[[str, str], Engine]:
     from smartscan.engine import docker
 
     def start(program: str, namespace: str) -> Engine:
-        return docker.Docker(namespace, url=url, image=IMAGE, command=("python3", "-c", program))
+        return docker.Docker(namespace, url=url, image=WORKER_IMAGE, command=("python3", "-c", program))
 
-    try:
-        start("", "probe").check()
-    except EngineError as error:
-        if "SMART_SCAN_TEST_IMAGE" not in os.environ or "missing" in str(error):
-            pytest.skip(str(error))
     return start
 
 
 def docker_engine() -> Callable[[str, str], Engine]:
-    try:
-        return container_engine(sockets.locate(2.0))
-    except EngineError as error:
-        pytest.skip(str(error))
+    return container_engine(engine_url())
 
 
 def podman_engine() -> Callable[[str, str], Engine]:
     if not Path(PODMAN.removeprefix("unix://")).exists():
         pytest.skip("there is no Podman socket here")
-    return container_engine(PODMAN)
+    engine = container_engine(PODMAN)
+    try:
+        engine("", "probe").check()
+    except EngineError as error:
+        pytest.skip(f"Podman: {error}")
+    return engine
 
 
 ENGINES: dict[str, Callable[[], Callable[[str, str], Engine]]] = {
@@ -129,17 +124,6 @@ def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Rig]:
                 engine.kill(found.worker_id, grace_s=10)
                 engine.remove(found.worker_id)
         engine.close()
-
-
-T = TypeVar("T")
-
-
-def until(look: Callable[[], T], wanted: Callable[[T], object], seconds: float = 30.0) -> T:
-    end = time.monotonic() + seconds
-    while not wanted(seen := look()):
-        assert time.monotonic() < end, f"still {seen!r} after {seconds} s"
-        time.sleep(0.02)
-    return seen
 
 
 def end_of(engine: Engine, worker_id: str) -> Status:

@@ -82,6 +82,7 @@ class Docker:
         image: str,
         command: Sequence[str] | None = None,
         connect_s: float = CALL_S,
+        start_s: float = START_S,
     ) -> None:
         """Connect; EngineError where nobody answers within `connect_s`."""
         self._namespace = namespace
@@ -96,7 +97,8 @@ class Docker:
         self._product = "Podman" if "podman" in str(asked.get("Components", "")).lower() else "Docker"
         self.title = f"{self._product} {asked['Version']} at {url}"
         self._api = self._open(CALL_S)
-        self._slow = self._open(START_S)
+        self._start_s = start_s
+        self._slow = self._open(start_s)
         self._info = self._ask_info()
         self._security = " ".join(self._info.get("SecurityOptions") or ())
         self._container, self._mounts = self._own()
@@ -164,7 +166,8 @@ class Docker:
                 with contextlib.suppress(OSError):
                     (job.folder / "stop").touch()
                 raise EngineError(
-                    f"The Docker engine did not start a worker within {START_S:g} s; the storage may hang."
+                    f"The Docker engine did not start a worker within {self._start_s:g} s; "
+                    f"does {show(job.share)} answer?"
                 ) from None
             except UNREACHABLE as error:
                 raise self._silent(error) from None
