@@ -238,7 +238,8 @@ class PrivateEngine:
         self.command = [
             # In a network of its own: without a bridge it would take away that of another dockerd here.
             "unshare", "--net", "dockerd", "--host", self.url, "--data-root", f"{folder}/data",
-            "--exec-root", f"{folder}/exec", "--pidfile", f"{folder}/pid", "--bridge", "none", "--iptables=false",
+            "--exec-root", f"{folder}/exec", "--pidfile", f"{folder}/pid",
+            "--bridge", "none", "--iptables=false",
             *(["--live-restore"] if live_restore else []),
         ]  # fmt: skip
         self.log = folder / "dockerd.log"
