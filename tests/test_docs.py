@@ -2,6 +2,7 @@
 
 import ast
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -96,9 +97,9 @@ def test_every_table_and_the_newest_version_of_the_schema_are_explained():
 
 
 def test_nothing_is_left_to_be_done():
-    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
-    if files.returncode:
-        pytest.skip("not a git checkout")
+    if not shutil.which("git") or not (ROOT / ".git").exists():
+        pytest.skip("needs a git checkout, and git")
+    files = subprocess.run(["git", "ls-files"], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     word = re.compile("TO" r"DO\b|FIX" r"ME\b")
     for name in files.stdout.splitlines():
         file = ROOT / name

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hypothesis import strategies as st
+from users import may_mount
 
 from smartscan import config
 
@@ -336,7 +337,7 @@ def _make_odd(path: Path, mounted: list[Path], *, wide: int, deep: int) -> OddTr
         times=_make_times(path / "times"),
     )
     _make_chain(path, b"deep", [b"d"] * deep)
-    if os.geteuid() == 0:
+    if may_mount():
         _make_as_root(made, mounted)
     return made
 

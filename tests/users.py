@@ -1,4 +1,4 @@
-"""Be an ordinary user for the length of a `with`: root may read and write everything, most users may not.
+"""What this user may do, and how to be an ordinary one for the length of a `with`.
 
 Touches: the effective user of this process. Needs root: mark the test `root`.
 """
@@ -8,8 +8,17 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 NOBODY = 65534
+CAP_SYS_ADMIN = 21
+
+
+def may_mount() -> bool:
+    """Tell whether this process may mount; root in a container often may not."""
+    status = Path("/proc/self/status").read_text()
+    effective = int(status.partition("CapEff:")[2].split()[0], 16)
+    return os.geteuid() == 0 and bool(effective >> CAP_SYS_ADMIN & 1)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Make the virtual environment $1 and install this checkout into it with the extras $2 ("" or "[dev]").
-# On Debian and its kin, as root, packages that are missing (venv, compiler, Python headers) are installed first;
-# without a compiler the scanner installs as well, with its slower walk.
+# On Debian and its kin, as root, what is missing (venv, compiler, Python headers, strace for the tests) is installed
+# first; without a compiler the scanner installs as well, with its slower walk.
 set -eu
 venv=${1:-.venv}
 extras=${2:-}
@@ -19,7 +19,7 @@ find_python() {
     done
 }
 
-apt_install() {
+apt_install() { # PACKAGE...
     [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || return 1
     say "installing $*"
     apt-get update -qq >&2 || return 1
@@ -43,6 +43,10 @@ fi
 
 if ! command -v cc >/dev/null || ! has_headers "$python"; then
     apt_install gcc libc6-dev python3-dev || say "no C compiler: the walk will be the slower one in Python"
+fi
+
+if [ "$extras" = '[dev]' ] && ! command -v strace >/dev/null; then
+    apt_install strace || say "no strace: the tests that kill at every system call are skipped"
 fi
 
 if [ ! -x "$venv/bin/python" ]; then
