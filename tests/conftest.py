@@ -3,6 +3,7 @@
 import os
 
 import pytest
+
 from users import may_mount
 
 NEEDS = {

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hypothesis import strategies as st
-from users import may_mount
 
 from smartscan import config
+from users import may_mount
 
 Name = str | bytes
 Tree = Mapping[Name, "Node"]
