@@ -1,0 +1,123 @@
+"""A report as data: titles, lines, facts and tables, printed with Rich on a terminal and plain elsewhere.
+
+Touches: stdout, in `show`. Every text on a page is one line without control characters; paths come
+through `model.show`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # Rich is imported where a terminal needs it
+    from rich.console import Group
+
+GOOD, BAD, TITLE = "green", "yellow", "bold"
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A sentence of its own; an empty one is a blank line."""
+
+    text: str = ""
+    tone: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Labels, and what is to be said of each; a value that is None is left out."""
+
+    pairs: Sequence[tuple[str, str | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows under a title. A column whose heading begins with > is aligned to the right."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""  # what is not in the rows
+
+
+Page = Sequence[Line | Facts | Table]
+
+
+def show(page: Page) -> None:
+    """Print a page to stdout."""
+    if not sys.stdout.isatty():
+        print(plain(page), end="")
+        return
+    from rich.console import Console
+
+    Console(highlight=False).print(rich(page))
+
+
+def plain(page: Page) -> str:
+    """Lay out a page as text; columns are as wide as their widest cell, nothing is cut."""
+    lines: list[str] = []
+    for block in page:
+        match block:
+            case Line(text):
+                lines.append(text)
+            case Facts():
+                pairs = [(f"  {label}", value) for label, value in _known(block)]
+                lines += _columns(pairs, (False, False))
+            case Table():
+                heads = [column.removeprefix(">") for column in block.columns]
+                rights = [column.startswith(">") for column in block.columns]
+                body = _columns([heads, *block.rows], rights)
+                lines += [block.title, *(f"  {line}" for line in body)]
+                lines += [f"  {block.note}"] if block.note else []
+    return "\n".join(lines) + "\n"
+
+
+def rich(page: Page) -> Group:
+    """Lay out a page for Rich."""
+    from rich.console import Group
+    from rich.padding import Padding
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    parts: list[Text | Padding] = []
+    for block in page:
+        match block:
+            case Line(text, tone):
+                parts.append(Text(text, style=tone))
+            case Facts():
+                grid = RichTable.grid(padding=(0, 2))
+                grid.add_column(style="dim")
+                grid.add_column(overflow="fold")
+                for label, value in _known(block):
+                    grid.add_row(Text(label), Text(value))
+                parts.append(Padding(grid, (0, 0, 0, 2)))
+            case Table():
+                table = RichTable(box=None, padding=(0, 2, 0, 0), header_style="dim")
+                for column in block.columns:
+                    right = column.startswith(">")
+                    heading = Text(column.removeprefix(">"))
+                    table.add_column(
+                        heading, justify="right" if right else "left", no_wrap=right, overflow="fold"
+                    )
+                for row in block.rows:
+                    table.add_row(*map(Text, row))
+                parts += [Text(block.title, style=TITLE), Padding(table, (0, 0, 0, 2))]
+                parts += [Padding(Text(block.note, style="dim"), (0, 0, 0, 2))] if block.note else []
+    return Group(*parts)
+
+
+def _known(facts: Facts) -> Iterable[tuple[str, str]]:
+    return ((label, value) for label, value in facts.pairs if value is not None)
+
+
+def _columns(rows: Sequence[Sequence[str]], rights: Sequence[bool]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(row, widths, rights, strict=True)
+        ).rstrip()
+        for row in rows
+    ]

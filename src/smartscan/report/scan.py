@@ -1,0 +1,240 @@
+"""What a scan came to: the text at its end, and the certificate that says what is missing.
+
+Touches: the catalogue, through the connection it is given.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from smartscan import units
+from smartscan.catalogue import read, runs
+from smartscan.catalogue.rows import ChunkCount, Directory, Scan, Totals
+from smartscan.model import ChunkState, DirState, ScanState
+from smartscan.report import words
+from smartscan.report.page import Facts, Line, Page, Table
+
+MISSING_SHOWN = 10  # the rest is in `problems`
+
+# The account of all directories found, in the order in which it is shown.
+ACCOUNT = (
+    DirState.LISTED,
+    DirState.EXCLUDED,
+    DirState.DENIED,
+    DirState.TIMED_OUT,
+    DirState.IO_ERROR,
+    DirState.OTHER_MOUNT,
+    DirState.VANISHED,
+)
+UNREAD = (DirState.DENIED, DirState.TIMED_OUT, DirState.IO_ERROR)
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """A scan with all that its closing text needs."""
+
+    scan: Scan
+    totals: Totals  # of the mount, with what earlier scans saw where this one could not
+    chunks: Mapping[ChunkState, ChunkCount]
+    missing: list[Directory]  # the first few
+
+
+def summary(db: sqlite3.Connection, scan_id: int) -> Summary:
+    """Gather what is to be said of a scan, running or ended."""
+    scan = runs.scan(db, scan_id)
+    return Summary(
+        scan,
+        read.totals(db, scan.mount),
+        runs.chunk_counts(db, scan_id),
+        read.missing(db, scan.mount, limit=MISSING_SHOWN) if scan.state is not ScanState.COMPLETE else [],
+    )
+
+
+def page(found: Summary) -> Page:
+    """Say what a scan came to, for people."""
+    scan, certificate = found.scan, found.scan.certificate
+    mount = scan.mount
+    took_s = None if scan.ended_at is None else scan.ended_at - scan.started_at
+    incomplete = scan.state is not ScanState.COMPLETE
+    title = f"{mount.name} ({words.full(mount, b'')}), scan {scan.id}: {scan.state}"
+    blocks: list[Line | Facts | Table] = [
+        Line(title, words.state_tone(scan.state)),
+        Facts([
+            ("Files", units.at_least(units.count(found.totals.files), incomplete)),
+            ("Directories", units.at_least(units.count(scan.dirs), incomplete)),
+            ("Size", size_words(found.totals, incomplete)),
+            ("Time", _time_words(scan, took_s)),
+            ("Chunks", chunk_words(found.chunks)),
+            ("Since the last scan", _difference_words(scan)),
+        ]),
+    ]
+    if certificate is not None:
+        blocks += [Line(), *(Line(text) for text in certificate_words(certificate))]
+    if found.missing:
+        shown = [[words.full(mount, d.path), d.state, words.STATES[d.state], _kept(d)] for d in found.missing]
+        rest = unread_dirs(certificate) - len(shown)
+        more = f"and {units.count(rest)} more: smartscan problems {words.quoted(mount)}" if rest > 0 else ""
+        blocks += [Line(), Table("Not read", ("Path", "State", "Because", "Known from earlier"), shown, more)]
+    return [*blocks, Line(), *(Line(text) for text in next_words(scan))]
+
+
+def as_json(found: Summary) -> dict[str, Any]:
+    """Say what a scan came to, for programs."""
+    return {
+        **scan_json(found.scan),
+        "files": found.totals.files,
+        "catalogued": {
+            "entries": found.totals.entries,
+            "bytes": found.totals.bytes,
+            "disk_bytes": found.totals.disk_bytes,
+        },
+        "chunks": {state.value: count.chunks for state, count in found.chunks.items()},
+        "missing": [directory_json(directory) for directory in found.missing],
+    }
+
+
+def scan_json(scan: Scan) -> dict[str, Any]:
+    """Give a scan as JSON."""
+    return {
+        "scan": scan.id,
+        "mount": scan.mount.name,
+        **words.full_json(scan.mount, b""),
+        "state": scan.state.value,
+        "engine": scan.engine,
+        "started_at": scan.started_at,
+        "ended_at": scan.ended_at,
+        "mount_dead": scan.mount_dead,
+        "paused": scan.paused,
+        "entries": scan.entries,
+        "dirs": scan.dirs,
+        "bytes": scan.bytes,
+        "disk_bytes": scan.disk_bytes,
+        "entries_new": scan.entries_new,
+        "entries_changed": scan.entries_changed,
+        "entries_gone": scan.entries_gone,
+        "certificate": scan.certificate,
+    }
+
+
+def directory_json(directory: Directory) -> dict[str, Any]:
+    """Give a directory and its totals as JSON; `incomplete` totals are a lower bound."""
+    return {
+        "mount": directory.mount.name,
+        **words.full_json(directory.mount, directory.path),
+        "state": directory.state.value,
+        "reason": directory.reason,
+        "files": directory.files,
+        "entries": directory.entries,
+        "bytes": directory.bytes,
+        "disk_bytes": directory.disk_bytes,
+        "incomplete": directory.incomplete,
+    }
+
+
+def certificate_words(certificate: Mapping[str, Any]) -> list[str]:
+    """Give the closing account in sentences: every directory found, and the bytes nobody can see."""
+    dirs = certificate["dirs"]
+    parts = " + ".join(f"{state} {units.count(dirs.get(state, 0))}" for state in ACCOUNT)
+    lines = [f"directories found {units.count(dirs['found'])} = {parts}"]
+    open_ends = dirs["found"] - sum(dirs.get(state, 0) for state in ACCOUNT)
+    if open_ends:
+        lines.append(f"{words.plural(abs(open_ends), 'directory')} not visited: the scan did not end")
+    if stale := certificate.get("stale_dirs"):
+        lines.append(
+            f"{words.plural(stale, 'directory')} could not be reached this time; "
+            "what an earlier scan saw there is kept, and is stale"
+        )
+    if (fs := certificate.get("fs")) and fs.get("used_bytes") is not None:
+        lines += _fs_words(certificate, fs["used_bytes"])
+    return lines
+
+
+def size_words(totals: Totals, incomplete: bool) -> str:
+    """Say both sizes, the apparent one first."""
+    apparent, disk = units.size(totals.bytes), units.size(totals.disk_bytes)
+    return units.at_least(f"{apparent}, {disk} on disk", incomplete)
+
+
+def chunk_words(chunks: Mapping[ChunkState, ChunkCount]) -> str:
+    """Count the chunks in each state there is."""
+    names = {ChunkState.QUARANTINED: "given up"}
+    there = [count for count in chunks.values() if count.chunks]
+    return ", ".join(f"{units.count(c.chunks)} {names.get(c.state, c.state)}" for c in there) or "none yet"
+
+
+def unread_dirs(certificate: Mapping[str, Any] | None) -> int:
+    """Count the directories that could not be read."""
+    return sum(certificate["dirs"].get(state, 0) for state in UNREAD) if certificate else 0
+
+
+def next_words(scan: Scan) -> list[str]:
+    """Say what the result means and what to do now."""
+    name = words.quoted(scan.mount)
+    ask = f"smartscan stats {name}"
+    match scan.state:
+        case ScanState.COMPLETE:
+            return [f"Complete: every directory was read or left out by a rule. To look at it: {ask}"]
+        case ScanState.CANCELLED:
+            return [f"Stopped; what was read is kept. To go on: {words.scan_command(scan.mount)}"]
+        case ScanState.RUNNING:
+            return [f"Still running. To watch it: smartscan monitor. What is there so far: {ask}"]
+    if scan.mount_dead:
+        return [
+            "Incomplete: the mount stopped answering, and what was left of it waits until it does again.",
+            f"See to the storage, then go on: {words.scan_command(scan.mount)}",
+        ]
+    n = unread_dirs(scan.certificate)
+    what = f"{words.plural(n, 'directory')} could not be read" if n else "some entries could not be read"
+    return [
+        f"Incomplete: {what}. Why: smartscan problems {name}",
+        f"To try those again: smartscan retry {name}. To look at the rest: {ask}",
+    ]
+
+
+def _fs_words(certificate: Mapping[str, Any], used: int) -> list[str]:
+    known = certificate["disk_bytes"]
+    difference = used - known
+    line = f"the file system uses {units.size(used)}; the catalogue explains {units.size(known)} of it"
+    if abs(difference) * 100 <= used:
+        return [line]
+    dirs = certificate["dirs"]
+    if difference < 0:
+        return [
+            f"the file system uses {units.size(used)}; "
+            f"the catalogue has {units.size(known)}, {units.size(-difference)} more.",
+            "That can be compression, blocks that files share (reflinks, deduplication), other file systems "
+            "mounted in the share, or what changed while the scan ran.",
+        ]
+    left_out = dirs.get(DirState.EXCLUDED, 0) + dirs.get(DirState.OTHER_MOUNT, 0)
+    unread = unread_dirs(certificate)
+    reasons = [
+        f"what was left out ({words.plural(left_out, 'directory')})" if left_out else "",
+        f"what could not be read ({words.plural(unread, 'directory')})" if unread else "",
+        "what lies on that file system outside the share",
+        "snapshots",
+        "files deleted but still open",
+        "the file system's own metadata",
+    ]
+    return [f"{line}.", f"The other {units.size(difference)} can be {', '.join(filter(None, reasons))}."]
+
+
+def _time_words(scan: Scan, took_s: float | None) -> str:
+    if took_s is None:
+        return f"running since {words.moment(scan.started_at)}"
+    return f"{units.duration(took_s)}, {units.rate(units.per_second(scan.entries, took_s), 'entries')}"
+
+
+def _difference_words(scan: Scan) -> str | None:
+    if scan.entries_new is None:
+        return None
+    counts = (("new", scan.entries_new), ("changed", scan.entries_changed), ("gone", scan.entries_gone))
+    return ", ".join(f"{units.count(n)} {what}" for what, n in counts)
+
+
+def _kept(directory: Directory) -> str:
+    if not directory.entries:
+        return "nothing"
+    return f"{units.count(directory.entries)} entries, {units.size(directory.bytes)}"
