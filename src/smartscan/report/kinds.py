@@ -47,7 +47,7 @@ KINDS: dict[str, str] = {
         "stl obj 3mf step stp iges igs fbx gltf glb dae blend max ma mb 3ds dwg dxf skp f3d sldprt "
         "sldasm scad gcode ply usd usdz usdc safetensors gguf ggml onnx pt pth ckpt pkl npz npy "
         "tflite",
-    "unfinished": "part partial crdownload download tmp temp !ut !qb aria2 swp swo",
+    "unfinished": "part partial crdownload download tmp temp aria2 swp swo",
 }
 
 NO_EXTENSION = "no extension"

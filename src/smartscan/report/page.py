@@ -1,11 +1,12 @@
 """A report as data: titles, lines, facts and tables, printed with Rich on a terminal and plain elsewhere.
 
-Touches: stdout, in `show`. Every text on a page is one line without control characters; paths come
+Touches: stdout, in `show` and `show_json`. Every text on a page is one line without control characters; paths come
 through `model.show`.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -53,6 +54,11 @@ def show(page: Page) -> None:
     from rich.console import Console
 
     Console(highlight=False).print(rich(page))
+
+
+def show_json(data: object) -> None:
+    """Print data to stdout as JSON."""
+    print(json.dumps(data, indent=2))
 
 
 def plain(page: Page) -> str:

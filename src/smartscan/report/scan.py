@@ -6,7 +6,7 @@ Touches: the catalogue, through the connection it is given.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,10 +74,7 @@ def page(found: Summary) -> Page:
     if certificate is not None:
         blocks += [Line(), *(Line(text) for text in certificate_words(certificate))]
     if found.missing:
-        shown = [[words.full(mount, d.path), d.state, words.STATES[d.state], _kept(d)] for d in found.missing]
-        rest = unread_dirs(certificate) - len(shown)
-        more = f"and {units.count(rest)} more: smartscan problems {words.quoted(mount)}" if rest > 0 else ""
-        blocks += [Line(), Table("Not read", ("Path", "State", "Because", "Known from earlier"), shown, more)]
+        blocks += [Line(), unread_table(found.missing, certificate)]
     return [*blocks, Line(), *(Line(text) for text in next_words(scan))]
 
 
@@ -150,6 +147,20 @@ def certificate_words(certificate: Mapping[str, Any]) -> list[str]:
     if (fs := certificate.get("fs")) and fs.get("used_bytes") is not None:
         lines += _fs_words(certificate, fs["used_bytes"])
     return lines
+
+
+def unread_table(missing: Sequence[Directory], certificate: Mapping[str, Any] | None) -> Table:
+    """List directories that could not be read, with what earlier scans saw there; at least one."""
+    rows = []
+    for directory in missing:
+        path, state = words.full(directory.mount, directory.path), directory.state
+        kept = f"{units.count(directory.entries)} entries, {units.size(directory.bytes)}"
+        because = words.STATES[state] if directory.reason in (None, state) else f"{directory.reason}"
+        rows.append([path, state, because, kept if directory.entries else "nothing"])
+    rest = unread_dirs(certificate) - len(rows)
+    name = words.quoted(missing[0].mount)
+    more = f"and {units.count(rest)} more: smartscan problems {name}" if rest > 0 else ""
+    return Table("Not read", ("Path", "State", "Because", "Known from earlier"), rows, more)
 
 
 def size_words(totals: Totals, incomplete: bool) -> str:
@@ -232,9 +243,3 @@ def _difference_words(scan: Scan) -> str | None:
         return None
     counts = (("new", scan.entries_new), ("changed", scan.entries_changed), ("gone", scan.entries_gone))
     return ", ".join(f"{units.count(n)} {what}" for what, n in counts)
-
-
-def _kept(directory: Directory) -> str:
-    if not directory.entries:
-        return "nothing"
-    return f"{units.count(directory.entries)} entries, {units.size(directory.bytes)}"

@@ -1,0 +1,94 @@
+"""Every path that could not be read, by what is likely behind it.
+
+Touches: the catalogue, through the connection it is given.
+"""
+
+from __future__ import annotations
+
+import errno
+import sqlite3
+from collections.abc import Sequence
+from typing import Any
+
+from smartscan import units
+from smartscan.catalogue import read
+from smartscan.catalogue.rows import Mount, Problem
+from smartscan.report import words
+from smartscan.report.page import Line, Page, Table
+
+
+def problems(db: sqlite3.Connection, among: Sequence[Mount], *, cleared: bool) -> list[Problem]:
+    """Gather the paths that could not be read; with `cleared` also those that a later scan read."""
+    return list(read.problems(db, among, cleared=cleared))
+
+
+def page(found: Sequence[Problem], *, now: float) -> Page:
+    """List the problems for people: one table per mount and likely cause, the most paths first."""
+    if not found:
+        return [Line("Every path could be read.", "green")]
+    groups: dict[tuple[str, str], list[Problem]] = {}
+    for problem in found:
+        groups.setdefault((problem.mount.name, words.cause(problem)), []).append(problem)
+    blocks: list[Line | Table] = []
+    for (name, cause), members in sorted(groups.items(), key=lambda item: -len(item[1])):
+        title = f"{name}, {words.plural(len(members), 'path')}: {cause}"
+        columns = ("Path", "While", "Error", "First", "Last", ">Tries", "Next try")
+        blocks += [Table(title, columns, [_row(problem, now) for problem in members]), Line()]
+    return [*blocks, *(Line(text) for text in _next(found))]
+
+
+def as_json(found: Sequence[Problem]) -> list[dict[str, Any]]:
+    """List the problems for programs."""
+    return [
+        {
+            "mount": problem.mount.name,
+            **words.full_json(problem.mount, problem.path),
+            "op": problem.op,
+            "errno": problem.errno,
+            "error": words.error_name(problem.errno),
+            "cause": words.cause(problem),
+            "scan": problem.scan_id,
+            "first_at": problem.first_at,
+            "last_at": problem.last_at,
+            "attempts": problem.attempts,
+            "waited_s": problem.waited_s,
+            "wchan": problem.wchan,
+            "fs_type": problem.mount.fs_type,
+            "source": problem.mount.source,
+            "retry_at": problem.retry_at,
+            "cleared_at": problem.cleared_at,
+        }
+        for problem in found
+    ]
+
+
+def _row(problem: Problem, now: float) -> list[str]:
+    return [
+        words.full(problem.mount, problem.path),
+        problem.op,
+        _error(problem),
+        words.moment(problem.first_at),
+        words.moment(problem.last_at),
+        units.count(problem.attempts),
+        _next_try(problem, now),
+    ]
+
+
+def _error(problem: Problem) -> str:
+    if problem.errno == errno.ETIMEDOUT:
+        waited = f"no answer in {units.duration(problem.waited_s)}" if problem.waited_s else "no answer"
+        return f"{waited}, in {problem.wchan}" if problem.wchan else waited
+    return words.error_name(problem.errno)
+
+
+def _next_try(problem: Problem, now: float) -> str:
+    if problem.cleared_at is not None:
+        return f"was read {words.moment(problem.cleared_at)}"
+    if problem.retry_at is None or problem.retry_at <= now:
+        return "next scan"
+    return f"scans after {words.moment(problem.retry_at)}"
+
+
+def _next(found: Sequence[Problem]) -> list[str]:
+    mounts = {problem.mount.name: problem.mount for problem in found if problem.cleared_at is None}
+    return [f"To try them now: smartscan retry {words.quoted(mount)}" for mount in mounts.values()]
