@@ -1461,6 +1461,27 @@ static PyObject *py_insert(PyObject *mod, PyObject *args)
     return Py_BuildValue("(iK)", rc, (unsigned long long)rows);
 }
 
+/* Whether a handle is the one behind a Python connection: a row inserted by the one is seen by the other. */
+static PyObject *py_writes_to(PyObject *mod, PyObject *args)
+{
+    const char *module;
+    unsigned long long handle;
+    PyObject *conn;
+    Sqlite s;
+    sqlite3_stmt *st = NULL;
+    (void)mod;
+    if (!PyArg_ParseTuple(args, "sKO:writes_to", &module, &handle, &conn)) return NULL;
+    if (sqlite_load(module, &s)) Py_RETURN_FALSE;
+    int rc = s.prepare_v2((sqlite3 *)(uintptr_t)handle, "CREATE TEMP TABLE ours (n)", -1, &st, NULL);
+    if (!rc) rc = s.step(st) != 101;
+    s.finalize(st);
+    if (rc) Py_RETURN_FALSE;
+    PyObject *r = PyObject_CallMethod(conn, "execute", "s", "DROP TABLE temp.ours");
+    if (!r) { PyErr_Clear(); Py_RETURN_FALSE; }
+    Py_DECREF(r);
+    Py_RETURN_TRUE;
+}
+
 static PyObject *py_xxh64(PyObject *mod, PyObject *args)
 {
     Py_buffer b;
@@ -1477,6 +1498,7 @@ static PyMethodDef methods[] = {
     {"measure", py_measure, METH_VARARGS, "measure(buffer, offsets, top) -> (tally, largest, links)"},
     {"capture", py_capture, METH_VARARGS, "capture(sqlite_module_file, connect) -> (connection, handle)"},
     {"insert", py_insert, METH_VARARGS, "insert(sqlite_module_file, handle, sql, link_sql, buffer, offsets, dir_ids, attrs) -> (rc, rows)"},
+    {"writes_to", py_writes_to, METH_VARARGS, "writes_to(sqlite_module_file, handle, connection) -> bool"},
     {"xxh64", py_xxh64, METH_VARARGS, "xxh64(buffer) -> int"},
     {NULL}};
 static int module_exec(PyObject *m)

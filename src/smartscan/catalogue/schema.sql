@@ -153,6 +153,7 @@ CREATE TABLE dir (
     dev INTEGER,                        -- st_dev of what lies in it
     digest INTEGER,                     -- of its listing; the same digest: nothing changed
     own_entries INTEGER NOT NULL DEFAULT 0, -- directly in it
+    own_dirs INTEGER NOT NULL DEFAULT 0,    -- of these, directories
     own_blocks INTEGER NOT NULL DEFAULT 0,  -- of the directory itself, 512 bytes each
     files INTEGER NOT NULL DEFAULT 0,   -- regular files of the subtree
     entries INTEGER NOT NULL DEFAULT 0, -- everything below it
