@@ -5,7 +5,7 @@
  *   insert          binds records to a prepared INSERT of the SQLite that Python itself uses.
  *
  * A record is one directory, or one block of a large one, as it lies in a shard (docs/shard.md).
- * The pure Python twin is walk/python.py and shard/python.py; both must give the same bytes.
+ * The pure Python twin is codec/python.py and walk/python.py; both must give the same bytes.
  * Everything here runs without the GIL except where it builds the returned objects. A Walker may be
  * used by many threads at once, each with its own slot.
  */
@@ -33,7 +33,7 @@
 #error "records are little-endian"
 #endif
 
-/* ---- numbers shared with shard/format.py ------------------------------------------------------ */
+/* ---- numbers shared with codec/python.py ------------------------------------------------------ */
 
 #define MAGIC 0x31445353u /* "SSD1" */
 enum { KIND_DIR = 1, KIND_ERROR = 2, KIND_END = 3 };

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from smartscan.shard.codec import NATIVE, codec
+from smartscan.codec import NATIVE, codec
 
 ENTRY_COLUMNS = 10
 UNKNOWN_MODE = 0x80000000
@@ -51,7 +51,7 @@ class Bulk:
     def _one_by_one(self, sql: str, link_sql: str, buffer: bytes, offsets: bytes, dir_ids: bytes, attrs: bytes) -> None:
         import struct
 
-        from smartscan.shard import python
+        from smartscan.codec import python
 
         number = {key[:3]: key[4] for key in struct.iter_unpack("<IIIIq", attrs)}
         for (offset,), (dir_id,) in zip(struct.iter_unpack("<Q", offsets), struct.iter_unpack("<q", dir_ids), strict=True):

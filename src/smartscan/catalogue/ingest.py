@@ -24,8 +24,8 @@ from smartscan.catalogue.bulk import UNKNOWN_MODE, Bulk
 from smartscan.catalogue.open import transaction
 from smartscan.catalogue.problems import note_problem
 from smartscan.model import DirState, Op, WalkError
-from smartscan.shard import BIG, KIND_ERROR, LAST, UNCHANGED, Record, Window, kinds
-from smartscan.shard.codec import codec
+from smartscan.codec import codec, kinds
+from smartscan.shard import BIG, KIND_ERROR, LAST, UNCHANGED, Record, Window
 
 STATES = (DirState.FOUND, DirState.LISTED, DirState.EXCLUDED, DirState.DENIED, DirState.TIMED_OUT,
           DirState.IO_ERROR, DirState.OTHER_MOUNT, DirState.VANISHED)

@@ -91,6 +91,8 @@ def _text(data: bytes) -> str:
     return data.decode("utf-8", "replace")
 
 
+_PROBLEM = """CAST(path AS BLOB), op, errno, scan_id, first_at, last_at, attempts, waited_s, wchan,
+    cause, retry_at, cleared_at"""
 MOUNT_COLUMNS = "mount.id, mount.name, CAST(mount.path AS BLOB), mount.fs_type, mount.source"
 
 
@@ -234,12 +236,21 @@ def path_of(db: sqlite3.Connection, dir_id: int) -> bytes:
     return b"/".join(name for (name,) in names)
 
 
+def unanswered(db: sqlite3.Connection, mount: Mount, scan_id: int, *, limit: int) -> list[Problem]:
+    """List the paths a scan gave up waiting for, the longest wait first."""
+    rows = db.execute(
+        f"SELECT {_PROBLEM} FROM problem WHERE mount_id = ? AND scan_id = ? AND waited_s IS NOT NULL"
+        " AND cleared_at IS NULL ORDER BY waited_s DESC, path LIMIT ?",
+        (mount.id, scan_id, limit),
+    )
+    return [Problem(mount, *row) for row in rows]
+
+
 def problems(db: sqlite3.Connection, among: Iterable[Mount], *, cleared: bool = False) -> Iterator[Problem]:
     """Give the paths that could not be read, by mount and path; with `cleared` also those read since."""
     for mount in among:
         rows = db.execute(
-            "SELECT CAST(path AS BLOB), op, errno, scan_id, first_at, last_at, attempts, waited_s, wchan,"
-            " cause, retry_at, cleared_at FROM problem"
+            f"SELECT {_PROBLEM} FROM problem"
             " WHERE mount_id = ? AND (cleared_at IS NULL OR ?) ORDER BY path, op",
             (mount.id, cleared),
         )

@@ -5,7 +5,7 @@ Touches: the attempt's folder (output disk), never the share.
 A shard is a sequence of records (one directory each, or one block of a large one) and an END record
 that says how long the shard must be. A part is a shard that has no END yet. The byte layout is
 described in docs/shard.md and lives in two twins that give the same bytes: `_native.c` and
-`shard/python.py`.
+`codec/python.py`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from smartscan.errors import ShardError
 from smartscan.model import Root, Scope, join
-from smartscan.shard.codec import codec
+from smartscan.codec import codec
 
 KIND_DIR, KIND_ERROR, KIND_END = 1, 2, 3
 LAST, UNCHANGED, BIG = 1, 2, 4
@@ -172,7 +172,7 @@ def windows(path: Path, *, subdirs: bool = False, part: bool = False) -> Iterato
 
 def rows(window: Window, offset: int) -> list[tuple[Any, ...]]:
     """Give the entries of one record as (name, mode, uid, gid, size, blocks, mtime_ns, ctime_ns, ino, nlink, target)."""
-    from smartscan.shard import python
+    from smartscan.codec import python
 
     return python.rows(window.buffer, offset)
 

@@ -13,7 +13,7 @@ import struct
 from typing import Any
 
 from smartscan.model import Root, Scope
-from smartscan.shard.codec import NATIVE
+from smartscan.codec import NATIVE
 
 FILES, CHAIN = 1, 2  # flags of a job
 SLOT_BYTES = 16384

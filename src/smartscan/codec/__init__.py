@@ -14,8 +14,8 @@ if os.environ.get("SMART_SCAN_NATIVE", "1") != "0":
     try:
         from smartscan import _native as codec
     except ImportError:
-        from smartscan.shard import python as codec
+        from smartscan.codec import python as codec
 else:
-    from smartscan.shard import python as codec
+    from smartscan.codec import python as codec
 
 NATIVE = codec.__name__.endswith("_native")
