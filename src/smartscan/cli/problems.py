@@ -19,9 +19,9 @@ from smartscan.cli import _options as options
 @click.option("--all", "cleared", is_flag=True, help="Also those that a later scan could read.")
 @options.json_option
 def command(mount_name: str | None, db: Path | None, cleared: bool, as_json: bool) -> None:
-    """Show every path that could not be read: what was tried, since when, and what is likely behind it.
+    """Show every path that could not be read.
 
-    Without MOUNT_NAME, of all mounts.
+    With what was tried, since when, and what is likely behind it. Without MOUNT_NAME, of all mounts.
     """
     from smartscan.catalogue import read
     from smartscan.report import page, problems

@@ -25,9 +25,10 @@ from smartscan.cli import _options as options
 @click.option("--top", type=click.IntRange(1, 100), default=10, show_default=True, help="Rows of each list.")
 @options.json_option
 def command(mount_name: str | None, db: Path | None, top: int, as_json: bool) -> None:
-    """Show what is catalogued: by kind of file, owner, age and size, the largest, and what is missing.
+    """Show what is catalogued, and what is missing.
 
-    Without MOUNT_NAME, all mounts together. Totals are kept while scanning, so the answer is immediate.
+    By kind of file, extension, owner, age and size; the largest; the scans so far. Without MOUNT_NAME, all
+    mounts together. Totals are kept while scanning, so the answer is immediate.
     """
     from smartscan.catalogue import read
     from smartscan.report import page, stats

@@ -1,7 +1,7 @@
 """A report as data: titles, lines, facts and tables, printed with Rich on a terminal and plain elsewhere.
 
-Touches: stdout, in `show` and `show_json`. Every text on a page is one line without control characters; paths come
-through `model.show`.
+Touches: stdout, in `show` and `show_json`. Every text on a page is one line without control
+characters; paths come through `model.show`.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from smartscan import units
 from smartscan.catalogue import read
 from smartscan.catalogue.rows import Mount, Problem
 from smartscan.report import words
-from smartscan.report.page import Line, Page, Table
+from smartscan.report.page import GOOD, Line, Page, Table
 
 
 def problems(db: sqlite3.Connection, among: Sequence[Mount], *, cleared: bool) -> list[Problem]:
@@ -25,7 +25,7 @@ def problems(db: sqlite3.Connection, among: Sequence[Mount], *, cleared: bool) -
 def page(found: Sequence[Problem], *, now: float) -> Page:
     """List the problems for people: one table per mount and likely cause, the most paths first."""
     if not found:
-        return [Line("Every path could be read.", "green")]
+        return [Line("Every path could be read.", GOOD)]
     groups: dict[tuple[str, str], list[Problem]] = {}
     for problem in found:
         groups.setdefault((problem.mount.name, words.cause(problem)), []).append(problem)

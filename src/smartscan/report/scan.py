@@ -15,7 +15,7 @@ from smartscan.catalogue import read, runs
 from smartscan.catalogue.rows import ChunkCount, Directory, Scan, Totals
 from smartscan.model import ChunkState, DirState, ScanState
 from smartscan.report import words
-from smartscan.report.page import Facts, Line, Page, Table
+from smartscan.report.page import BAD, GOOD, Facts, Line, Page, Table
 
 MISSING_SHOWN = 10  # the rest is in `problems`
 
@@ -61,7 +61,7 @@ def page(found: Summary) -> Page:
     incomplete = scan.state is not ScanState.COMPLETE
     title = f"{mount.name} ({words.full(mount, b'')}), scan {scan.id}: {scan.state}"
     blocks: list[Line | Facts | Table] = [
-        Line(title, words.state_tone(scan.state)),
+        Line(title, _tone(scan.state)),
         Facts([
             ("Files", units.at_least(units.count(found.totals.files), incomplete)),
             ("Directories", units.at_least(units.count(scan.dirs), incomplete)),
@@ -203,6 +203,10 @@ def next_words(scan: Scan) -> list[str]:
         f"Incomplete: {what}. Why: smartscan problems {name}",
         f"To try those again: smartscan retry {name}. To look at the rest: {ask}",
     ]
+
+
+def _tone(state: ScanState) -> str:
+    return {ScanState.COMPLETE: GOOD, ScanState.RUNNING: ""}.get(state, BAD)
 
 
 def _fs_words(certificate: Mapping[str, Any], used: int) -> list[str]:

@@ -19,7 +19,7 @@ from smartscan.model import DirState, ScanState
 from smartscan.report import scan as scans
 from smartscan.report import words
 from smartscan.report.kinds import kind
-from smartscan.report.page import Line, Page, Table
+from smartscan.report.page import TITLE, Line, Page, Table
 
 HISTORY = 10  # scans shown per mount
 MISSING_SHOWN = 20  # directories shown per mount; `problems` has them all
@@ -269,7 +269,7 @@ def _missing(share: Share) -> list[Line | Table]:
     if certified is None or certified.certificate is None:
         return []
     title = f"{share.mount.name}, scan {certified.id}: {certified.state}"
-    blocks: list[Line | Table] = [Line(), Line(title, "bold")]
+    blocks: list[Line | Table] = [Line(), Line(title, TITLE)]
     blocks += [Line(f"  {text}") for text in scans.certificate_words(certified.certificate)]
     if share.missing:
         blocks.append(scans.unread_table(share.missing, certified.certificate))

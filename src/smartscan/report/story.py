@@ -14,7 +14,7 @@ from smartscan.catalogue import runs
 from smartscan.catalogue.rows import Attempt, ChunkRow, Event, Scan
 from smartscan.model import Root, Scope, path_json, show
 from smartscan.report import words
-from smartscan.report.page import Facts, Line, Page, Table
+from smartscan.report.page import TITLE, Facts, Line, Page, Table
 
 ROOTS_SHOWN = 20
 
@@ -48,7 +48,7 @@ def page(found: Story) -> Page:
     """Tell the story, for people."""
     chunk, mount = found.chunk, found.scan.mount
     blocks: list[Line | Facts | Table] = [
-        Line(f"Chunk {chunk.id} of {mount.name}, scan {chunk.scan_id}: {chunk.state}", "bold"),
+        Line(f"Chunk {chunk.id} of {mount.name}, scan {chunk.scan_id}: {chunk.state}", TITLE),
         Facts([
             ("Comes from", _origin(chunk)),
             ("Expected", _expected(chunk)),
@@ -65,7 +65,7 @@ def page(found: Story) -> Page:
         blocks += [Line(), Table("Attempts", columns, [_attempt(attempt) for attempt in found.attempts])]
     for attempt in found.attempts:
         if attempt.log_tail:
-            blocks += [Line(), Line(f"Last words of attempt {attempt.number}", "bold")]
+            blocks += [Line(), Line(f"Last words of attempt {attempt.number}", TITLE)]
             blocks += [Line(f"  {show(line.encode())}") for line in attempt.log_tail.splitlines()]
     if found.events:
         blocks += [Line(), Table("Events", ("At", ">Attempt", "What", ""), [_event(e) for e in found.events])]

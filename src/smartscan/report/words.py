@@ -12,7 +12,7 @@ import time
 
 from smartscan import units
 from smartscan.catalogue.rows import Mount, Problem
-from smartscan.model import DirState, ScanState, path_json, show
+from smartscan.model import DirState, path_json, show
 
 # What a directory in this state means for whoever looks for it.
 STATES = {
@@ -105,11 +105,6 @@ def quoted(mount: Mount) -> str:
 def scan_command(mount: Mount) -> str:
     """Give the command that scans this mount (again)."""
     return f"smartscan scan {shlex.quote(show(mount.path))} {quoted(mount)}"
-
-
-def state_tone(state: ScanState) -> str:
-    """Tell how a scan's state is coloured on a terminal."""
-    return {ScanState.COMPLETE: "green", ScanState.RUNNING: ""}.get(state, "yellow")
 
 
 def error_name(number: int) -> str:
