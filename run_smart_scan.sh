@@ -205,6 +205,9 @@ build_images() { # any argument: build although they are current; --pull: on the
         fi
     done
     rm -f "$report"
+    if [ "${SMART_SCAN_BUILD_CACHE:-}" != keep ]; then # half a gigabyte of compiler, and the images before these
+        "$engine" image prune --force --filter "label=$SOURCE_LABEL" >/dev/null 2>&1 || :
+    fi
 }
 
 quoted() { # a value for --mount, which is comma-separated

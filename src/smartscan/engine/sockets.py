@@ -57,4 +57,6 @@ def _refusal(url: str, timeout_s: float) -> str | None:
             socket.create_connection((parts.hostname or "", parts.port or 2375), timeout_s).close()
         except OSError as error:
             return f"nothing answers at {url} ({error.strerror or error}); see DOCKER_HOST."
+    else:
+        return f"DOCKER_HOST is {url}, and only unix:// and tcp:// addresses can be used."
     return None
