@@ -253,6 +253,9 @@ TIMES_NS = {
 }
 
 
+DENIED = (b"denied/nothing", b"denied/no-search", b"denied/no-read")
+
+
 @dataclass
 class OddTree:
     """What was made; all paths are relative to `path`."""
@@ -284,6 +287,9 @@ def odd_tree(path: Path, *, big: bool) -> Iterator[OddTree]:
     finally:
         for mount_point in reversed(mounted):
             subprocess.run(["umount", "--lazy", mount_point], check=True)
+        for name in DENIED:
+            with contextlib.suppress(OSError):
+                os.chmod(os.path.join(os.fsencode(path), name), 0o755)
         # Not shutil.rmtree, which recurses and needs a file descriptor for every level.
         subprocess.run(["rm", "-rf", "--one-file-system", "--", path], check=True)
 
@@ -330,7 +336,7 @@ def _make_odd(path: Path, mounted: list[Path], *, wide: int, deep: int) -> OddTr
         wide=wide,
         deep=deep,
         far=_make_chain(path, b"far", [b"%03d" % number + b"p" * 252 for number in range(20)]),
-        denied=(b"denied/nothing", b"denied/no-search", b"denied/no-read"),
+        denied=DENIED,
         system_dirs=tuple(b"system/" + name for name in system_dirs),
         hard=(b"hard/a/one", b"hard/b/two", b"hard/c/d/three"),
         huge=_make_huge(path / "sparse"),
