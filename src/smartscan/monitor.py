@@ -88,6 +88,8 @@ class Meter:
     def rate(self, scan: Scan, now: float, entries: int, size: int) -> Rate | None:
         """Note what a scan has seen, and give its rate: of the last looks, at first since its start."""
         looks = self.seen.setdefault(scan.id, deque())
+        if looks and now < looks[-1][0]:
+            looks.clear()  # the clock went back
         looks.append((now, entries, size))
         while len(looks) > 2 and looks[1][0] <= now - WINDOW_S:
             looks.popleft()
@@ -195,7 +197,7 @@ def _scan(view: View) -> list[Line | Facts | Table]:
         Facts([
             ("Running for", units.duration(view.at - scan.started_at)),
             ("Chunks", chunk_words(view.chunks)),
-            ("Seen", f"{units.count(view.entries)} entries in {words.plural(view.dirs, 'directory')}, "
+            ("Seen", f"{words.plural(view.entries, 'entry')} in {words.plural(view.dirs, 'directory')}, "
                      f"{units.size(view.bytes)}"),
             ("Reading", _rate_words(view.rate)),
             ("Until the end", _left_words(view)),

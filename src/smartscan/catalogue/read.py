@@ -53,10 +53,11 @@ def _connect(path: Path) -> sqlite3.Connection:
     uri = f"{path.absolute().as_uri()}?mode=ro"
     try:
         return _look(path, uri)
-    except sqlite3.OperationalError:
-        # A WAL catalogue at rest in a folder where we may not create its -shm file. Nobody writes it
-        # (else there was a -wal), so it may be read as the plain file it is.
-        if _has_wal(path) or os.access(path.parent, os.W_OK):
+    except sqlite3.OperationalError as error:
+        # A catalogue at rest in a folder where we may not create the shared memory of its log. Nobody
+        # writes it, else there were files beside it, so it may be read as the plain file it is.
+        refused = error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
+        if not refused or _in_use(path):
             raise
         return _look(path, f"{uri}&immutable=1")
 
@@ -82,9 +83,8 @@ def _look(path: Path, uri: str) -> sqlite3.Connection:
     )
 
 
-def _has_wal(path: Path) -> bool:
-    wal = path.with_name(path.name + "-wal")
-    return wal.exists() and wal.stat().st_size > 0
+def _in_use(path: Path) -> bool:
+    return any(path.with_name(path.name + end).exists() for end in ("-wal", "-shm", "-journal"))
 
 
 def _text(data: bytes) -> str:

@@ -154,7 +154,7 @@ def unread_table(missing: Sequence[Directory], certificate: Mapping[str, Any] | 
     rows = []
     for directory in missing:
         path, state = words.full(directory.mount, directory.path), directory.state
-        kept = f"{units.count(directory.entries)} entries, {units.size(directory.bytes)}"
+        kept = f"{words.plural(directory.entries, 'entry')}, {units.size(directory.bytes)}"
         because = words.STATES[state] if directory.reason in (None, state) else f"{directory.reason}"
         rows.append([path, state, because, kept if directory.entries else "nothing"])
     rest = unread_dirs(certificate) - len(rows)
@@ -171,9 +171,8 @@ def size_words(totals: Totals, incomplete: bool) -> str:
 
 def chunk_words(chunks: Mapping[ChunkState, ChunkCount]) -> str:
     """Count the chunks in each state there is."""
-    names = {ChunkState.QUARANTINED: "given up"}
     there = [count for count in chunks.values() if count.chunks]
-    return ", ".join(f"{units.count(c.chunks)} {names.get(c.state, c.state)}" for c in there) or "none yet"
+    return ", ".join(f"{units.count(count.chunks)} {count.state}" for count in there) or "none yet"
 
 
 def unread_dirs(certificate: Mapping[str, Any] | None) -> int:

@@ -130,11 +130,11 @@ def _origin(chunk: ChunkRow) -> str:
 def _expected(chunk: ChunkRow) -> str:
     if chunk.est_bytes is None and chunk.est_entries is None:
         return "unknown; no size was known when it was made"
-    return f"{units.count(chunk.est_entries)} entries, {units.size(chunk.est_bytes)} on disk"
+    return f"{words.plural(chunk.est_entries, 'entry')}, {units.size(chunk.est_bytes)} on disk"
 
 
 def _catalogued(chunk: ChunkRow) -> str:
-    where = f"{units.count(chunk.entries)} entries in {words.plural(chunk.dirs, 'directory')}"
+    where = f"{words.plural(chunk.entries, 'entry')} in {words.plural(chunk.dirs, 'directory')}"
     return f"{where}, {units.size(chunk.bytes)}, {units.size(chunk.disk_bytes)} on disk"
 
 

@@ -80,8 +80,8 @@ def clock(at: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
 
 
-def plural(n: int, noun: str) -> str:
-    """Count a regular noun: 1 chunk, 2 chunks, 3 directories."""
+def plural(n: int | None, noun: str) -> str:
+    """Count a regular noun: 1 chunk, 2 chunks, 3 directories, ? entries."""
     if n == 1:
         return f"1 {noun}"
     return f"{units.count(n)} {noun[:-1] + 'ies' if noun.endswith('y') else noun + 's'}"
