@@ -16,18 +16,19 @@ def main():
         sys.path.insert(0, source)
         # Workers are new Python processes; they must find the same package.
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
-    if sys.version_info < (3, 11):
-        return explain("it needs Python 3.11 or newer, and this is %d.%d" % sys.version_info[:2])
+    major, minor = sys.version_info[:2]
+    if (major, minor) < (3, 11):
+        return explain(f"it needs Python 3.11 or newer, and this is {major}.{minor}")
     try:
         from smartscan.cli import main as run
     except ModuleNotFoundError as error:
-        return explain("the Python module %r is missing" % error.name)
+        return explain(f"the Python module {error.name!r} is missing")
     return run()
 
 
 def explain(reason):
     """Say in one sentence why it cannot run, and what does; give the exit status."""
-    print("smart_scanner.py cannot run because %s; ./run_smart_scan.sh does all its own set-up." % reason,
+    print(f"smart_scanner.py cannot run because {reason}; ./run_smart_scan.sh does all its own set-up.",
           file=sys.stderr)
     return 1
 
