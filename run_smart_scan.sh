@@ -18,7 +18,7 @@ ANSWER_S=10 # an engine, or a healthy share, answers in less; a sleeping disk's 
 EXIT_FAILED=1 EXIT_USAGE=2 EXIT_MOUNT_DEAD=4 EXIT_NO_MOUNT=10 EXIT_NO_ENGINE=11 # as the program's own
 
 # Options of the program that are followed by a value: what follows them is no path to check.
-VALUE_OPTIONS=" --db --chunk-size --chunk-entries --max-containers --cpus --memory --threads --stall-timeout \
+VALUE_OPTIONS=" --db --chunk-size --chunk-entries --max-containers --cpus --memory --threads --stall-after \
 --engine --image --exclude "
 
 say() { printf 'run_smart_scan.sh: %s\n' "$*" >&2; }
@@ -52,29 +52,38 @@ TEXT
 
 here=$(CDPATH='' cd -- "$(dirname -- "$(readlink -f -- "$0")")" && pwd)
 
-absolute() {
-    case $1 in
-    /*) printf '%s\n' "$1" ;;
-    *) printf '%s/%s\n' "$(pwd)" "$1" ;;
-    esac
-}
-
-data_directory() { # the program's own arguments: as smartscan.config has it, and --db before all
-    db=${SMART_SCAN_DB:-} before=
+read_words() { # the program's arguments: sets command, share, data and how; words has them with absolute paths
+    command=${1:-} db=${SMART_SCAN_DB:-} how=${SMART_SCAN_ENGINE:-auto} share='' before=- position=0 check=yes
     for word in "$@"; do
-        [ "$before" != --db ] || db=$word
-        case $word in --db=*) db=${word#--db=} ;; esac
+        case $VALUE_OPTIONS in
+        *" $before "*) ;;
+        *)
+            case $word in
+            --db=*) db=${word#--db=} ;;
+            --engine=*) how=${word#--engine=} ;;
+            --help | -h | --from-catalogue) check=no ;;
+            -*) ;;
+            *) position=$((position + 1)) && [ "$position" != 2 ] || share=$word ;;
+            esac
+            ;;
+        esac
+        case $before in
+        --db) db=$word ;;
+        --engine) how=$word ;;
+        esac
         before=$word
     done
     if [ -n "$db" ]; then
-        dirname -- "$(absolute "$db")"
+        data=$(dirname -- "$db")
     elif [ -n "${SMART_SCAN_DIR:-}" ]; then
-        absolute "$SMART_SCAN_DIR"
+        data=$SMART_SCAN_DIR
     elif [ -d /mnt/user ]; then
-        echo /mnt/user/appdata/nas-scanner-smart
+        data=/mnt/user/appdata/nas-scanner-smart
     else
-        printf '%s/smart-scanner\n' "${XDG_DATA_HOME:-${HOME:-/root}/.local/share}"
+        data=${XDG_DATA_HOME:-${HOME:-/root}/.local/share}/smart-scanner
     fi
+    case $data in /*) ;; *) data=$(pwd)/$data ;; esac
+    case $command in scan | plan) ;; *) share='' ;; esac
 }
 
 version() { sed -n 's/^__version__ = "\(.*\)"$/\1/p' "$here/src/smartscan/__init__.py"; }
@@ -109,30 +118,14 @@ bounded() { # SECONDS COMMAND...: its status, or 124 when it has not ended by th
     wait "$child"
 }
 
-check_share() { # the program's arguments: one sentence now is better than a container that cannot start
+check_share() { # one sentence now is better than a container that cannot start
+    [ -n "$share" ] && [ "$check" = yes ] || return 0
     case ${DOCKER_HOST:-unix:} in unix:*) ;; *) return 0 ;; esac # the share is on another host
-    before='' share=''
-    shift
-    for word in "$@"; do
-        case $word in
-        --help | -h | --from-catalogue) return 0 ;;
-        -*) ;;
-        *)
-            case $VALUE_OPTIONS in
-            *" $before "*) ;;
-            *)
-                share=$word
-                break
-                ;;
-            esac
-            ;;
-        esac
-        before=$word
-    done
-    [ -n "$share" ] || return 0
     bounded "$ANSWER_S" test -d "$share" </dev/null >/dev/null 2>&1 && return 0 || answer=$?
-    [ "$answer" != 124 ] || fail $EXIT_MOUNT_DEAD "$share does not answer within $ANSWER_S seconds; is its disk or its server down?"
-    bounded "$ANSWER_S" test -e "$share" </dev/null >/dev/null 2>&1 || fail $EXIT_NO_MOUNT "there is no directory $share."
+    [ "$answer" != 124 ] ||
+        fail $EXIT_MOUNT_DEAD "$share does not answer within $ANSWER_S seconds; is its disk or its server down?"
+    bounded "$ANSWER_S" test -e "$share" </dev/null >/dev/null 2>&1 ||
+        fail $EXIT_NO_MOUNT "there is no directory $share."
     fail $EXIT_NO_MOUNT "$share is not a directory."
 }
 
@@ -229,7 +222,25 @@ run_in_container() { # the program's arguments
     if [ -z "${TZ:-}" ] && [ -r /etc/timezone ]; then TZ=$(cat /etc/timezone); fi
     name=smart-scan-controller-$$-$(date +%s)
 
-    # The options of `docker run` go before the program's own arguments, which are left as they are.
+    # Paths are relative to a directory that is not in the container.
+    count=$# before=-
+    while [ "$count" -gt 0 ]; do
+        word=$1 known=$word
+        case $before:$word in
+        --db:[!/]*) word=$(pwd)/$word ;;
+        *:--db=[!/]*) word=--db=$(pwd)/${word#--db=} ;;
+        *:[!/-]*)
+            case $VALUE_OPTIONS in
+            *" $before "*) ;;
+            *) if [ "$word" = "$share" ]; then word=$(pwd)/$word share=; fi ;; # once: its name may be the same
+            esac
+            ;;
+        esac
+        before=$known count=$((count - 1))
+        shift
+        set -- "$@" "$word"
+    done
+    # The options of `docker run` go before the program's own arguments.
     set -- "$CONTROLLER_IMAGE" "$@"
     if [ -n "$socket" ]; then
         set -- --network none --mount "$(bind "$socket" /var/run/docker.sock)" --env DOCKER_HOST= "$@"
@@ -252,11 +263,10 @@ run_in_container() { # the program's arguments
     if has_init; then set -- --init "$@"; fi
     export TZ PUID PGID
     # The share is not among the mounts: only workers read it, so that nothing here can hang on it.
-    # The working directory need not exist inside; it makes relative paths mean what they mean here.
     exec "$engine" run --rm --name "$name" --label "$CONTROLLER_LABEL=1" \
         --read-only --tmpfs /tmp --security-opt no-new-privileges --security-opt label=disable \
         --log-driver json-file --log-opt max-size=1m \
-        --mount "$(bind "$data")" --workdir "$(pwd)" \
+        --mount "$(bind "$data")" \
         --env "SMART_SCAN_DIR=$data" --env "SMART_SCAN_CONTAINER=$name" --env SMART_SCAN_ENGINE=docker \
         --env TZ --env PUID --env PGID "$@"
 }
@@ -357,16 +367,6 @@ run_locally() { # the program's arguments
 
 # --- the command -----------------------------------------------------------------------------------------------
 
-chosen_engine() { # the program's arguments
-    chosen=${SMART_SCAN_ENGINE:-auto} before=
-    for word in "$@"; do
-        [ "$before" != --engine ] || chosen=$word
-        case $word in --engine=*) chosen=${word#--engine=} ;; esac
-        before=$word
-    done
-    printf '%s\n' "$chosen"
-}
-
 update() {
     if [ -d "$here/.git" ]; then
         git -C "$here" pull --ff-only || fail $EXIT_FAILED "the newer version cannot be fetched; git says why above."
@@ -377,8 +377,7 @@ update() {
 }
 
 main() {
-    command=${1:-}
-    data=$(data_directory "$@")
+    read_words "$@"
     case $command in
     logs)
         shift
@@ -395,7 +394,6 @@ main() {
         return $EXIT_USAGE
         ;;
     esac
-    how=$(chosen_engine "$@")
     case $how in
     local) why_not='local workers were asked for' engine='' ;;
     *) find_engine || [ "$how" != docker ] || fail $EXIT_NO_ENGINE "$why_not." ;;
@@ -411,7 +409,7 @@ main() {
         fi
         return
     fi
-    case $command in scan | plan) check_share "$@" ;; esac
+    check_share
     if [ -n "$engine" ]; then
         if build_images; then run_in_container "$@"; fi
         [ "$how" != docker ] || fail $EXIT_NO_ENGINE "$why_not."

@@ -23,7 +23,8 @@ from smartscan import shard as shards
 from smartscan.catalogue.bulk import UNKNOWN_MODE, Bulk
 from smartscan.catalogue.open import transaction
 from smartscan.catalogue.problems import note_problem
-from smartscan.model import DirState, Op, WalkError
+from smartscan.errors import MountError
+from smartscan.model import DirState, Op, WalkError, show
 from smartscan.codec import codec, kinds
 from smartscan.shard import BIG, KIND_ERROR, LAST, UNCHANGED, Record, Window
 
@@ -49,6 +50,12 @@ _ROW = "CAST(e.name AS BLOB), a.type, e.size, e.blocks, e.mtime_ns, a.uid, e.ino
 def signed(value: int) -> int:
     """An unsigned 64-bit number as SQLite can hold it."""
     return value - (1 << 64) if value >> 63 else value
+
+
+def conn_path(conn: sqlite3.Connection, mount_id: int) -> str:
+    """Give a mount's path for a message."""
+    row = conn.execute("SELECT CAST(path AS BLOB) FROM mount WHERE id = ?", (mount_id,)).fetchone()
+    return show(row[0]) if row else "the share"
 
 
 @dataclass(slots=True)
@@ -120,6 +127,7 @@ class Ingest:
         self.cache: dict[bytes, Dir] = {}
         self.attrs: dict[tuple[int, int, int], int] = {}
         self.larges: dict[int, Large] = {}
+        self.share = conn_path(self.conn, mount_id)
         self.conn.executescript(_INCOMING)
 
     def shard(self, chunk_id: int, attempt: int, path: Path, at: float) -> Counts | None:
@@ -252,6 +260,8 @@ class _Window:
             self._entries(r, d)
             if r.flags & LAST:
                 state = STATES[r.state]
+                if not r.path and state == DirState.LISTED and not r.n and not r.flags & BIG:
+                    raise MountError(f"{i.share} is empty; is the share mounted? Nothing was changed in the catalogue")
                 if state in _FAILED:
                     failed.append(WalkError(r.path, Op(r.op), r.err, r.waited_ns / 1e9))
                 self._decide(r, d, state)
@@ -322,7 +332,7 @@ class _Window:
             self.updates.append((state.value, reason, scan_id, signed(r.dev), digest, n, dirs, own_blocks, d.id))
         else:  # not read this time: what is known of its inside stays
             self.updates.append((state.value, reason, scan_id, d.dev if d.dev is not None else signed(r.dev), d.digest,
-                                 None, None, own_blocks, d.id))
+                                 None, 0, own_blocks, d.id))
             digest = d.digest
         if own_blocks != d.own_blocks:
             self._sum(r.path).add(0, 0, 0, (own_blocks - d.own_blocks) * 512)

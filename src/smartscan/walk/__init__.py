@@ -37,6 +37,12 @@ def open_share(path: bytes) -> int:
     return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
+def identity(root_fd: int) -> tuple[int, int]:
+    """Which directory this is: (st_dev, st_ino). May hang; raises OSError."""
+    st = os.fstat(root_fd)
+    return st.st_dev, st.st_ino
+
+
 def used_bytes(root_fd: int) -> tuple[int, int]:
     """Ask the file system for (total, used) bytes, statvfs(3). May hang; raises OSError."""
     v = os.fstatvfs(root_fd)

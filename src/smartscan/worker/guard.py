@@ -40,7 +40,8 @@ class Guard:
         self.moved: list[tuple[int, float]] = [(-1, 0.0)] * self.slots
         self.beat_at = time.monotonic()
         self.beat = -1
-        self.ready = False
+        self.share_id: list[int] | None = None
+        self.totals = dict.fromkeys(("entries", "dirs", "bytes", "disk_bytes"), 0)
         self.given = 0
         self.final: dict[str, Any] | None = None
         self.failure = ""
@@ -97,7 +98,7 @@ class Guard:
 
     def _hear(self, message: dict[str, Any]) -> None:
         if "ready" in message:
-            self.ready = True
+            self.share_id = message["ready"]
         elif "given" in message:
             self.given += 1
             write_json(self.folder / f"leftover-{self.given:06d}.json", {"roots": message["given"]}, durable=True)
@@ -155,7 +156,7 @@ class Guard:
             outcome = Outcome.CANCELLED if self.final["end"] == "stop" else Outcome.SEALED
             self._write(outcome, self.final["shards"], self.final["leftover"], self.final["stuck"], self.final["fs"], walker, "")
             return 0
-        if not self.ready and self.failure:
+        if self.share_id is None and self.failure:
             print(self.failure, file=sys.stderr, flush=True)
             return EXIT_NO_SHARE
         stuck = self._stuck_now() if why == "hung" else []
@@ -176,7 +177,7 @@ class Guard:
             if slot.op != Op.IDLE:
                 found.append({"path_b64": b64(slot.full), "op": slot.op, "errno": 110, "waited_s": round(now - self.moved[i][1], 1),
                               "wchan": ""})
-        if not self.ready:
+        if self.share_id is None:
             found.append({"path_b64": "", "op": int(Op.OPEN), "errno": 110, "waited_s": round(now - self.beat_at, 1), "wchan": ""})
         return found
 
@@ -184,7 +185,7 @@ class Guard:
                fs: dict[str, int] | None, walker: str, message: str) -> None:
         write_json(self.folder / "result.json", {
             "outcome": outcome.value, "shards": shards, "leftover": leftover, "stuck": stuck, "fs": fs, "walker": walker,
-            "message": message, **self.totals}, durable=True)
+            "message": message, "share_id": self.share_id, **self.totals}, durable=True)
 
 
 def _death(status: int | None) -> str:

@@ -6,13 +6,12 @@ Touches: the attempt's folder.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from smartscan.errors import ShardError
-from smartscan.model import Limits, Root, Rules, b64, unb64
+from smartscan.model import Limits, Root, b64, unb64
 from smartscan.shard import write_json
 
 
@@ -30,6 +29,7 @@ class Orders:
     one_file_system: bool
     stuck: tuple[bytes, ...] = ()
     known: bool = False
+    share_id: tuple[int, int] | None = None  # (st_dev, st_ino) the share's root must have: what this scan began on
 
     def write(self, folder: Path) -> None:
         write_json(folder / "chunk.json", {
@@ -37,7 +37,8 @@ class Orders:
             "attempt": self.attempt, "roots": [r.to_json() for r in self.roots],
             "limits": {name: getattr(self.limits, name) for name in Limits.__slots__},
             "patterns_b64": [b64(p) for p in self.patterns], "one_file_system": self.one_file_system,
-            "stuck_b64": [b64(p) for p in self.stuck], "known": self.known})
+            "stuck_b64": [b64(p) for p in self.stuck], "known": self.known,
+            "share_id": self.share_id})
 
     @classmethod
     def read(cls, folder: Path) -> Orders:
@@ -51,12 +52,7 @@ class Orders:
                 attempt=int(data["attempt"]), roots=tuple(Root.from_json(r) for r in data["roots"]),
                 limits=Limits(**data["limits"]), patterns=tuple(unb64(p) for p in data["patterns_b64"]),
                 one_file_system=bool(data["one_file_system"]), stuck=tuple(unb64(p) for p in data["stuck_b64"]),
-                known=bool(data["known"]))
+                known=bool(data["known"]), share_id=tuple(data["share_id"]) if data["share_id"] else None)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
             raise ShardError(f"{folder}/chunk.json cannot be used: {e!r}") from e
 
-
-def rules_patterns(rules: Rules, system_dirs: tuple[str, ...]) -> tuple[bytes, ...]:
-    """The patterns of directories that are recorded but not entered, the user's own first."""
-    system = tuple(os.fsencode(name) for name in system_dirs) if rules.system_dirs else ()
-    return rules.patterns + system

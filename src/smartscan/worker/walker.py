@@ -33,7 +33,7 @@ from smartscan.shard import (
     fold,
     record,
 )
-from smartscan.walk import Slot, job, job_path, job_root, list_only, open_share, open_walker, used_bytes
+from smartscan.walk import Slot, identity, job, job_path, job_root, list_only, open_share, open_walker, used_bytes
 from smartscan.worker.orders import Orders
 
 BATCH_NS = 5_000_000  # one call into the walker: long against the 20 us it costs, short against a redo
@@ -343,13 +343,16 @@ class Walker:
         """Walk the chunk to its end or limit. Returns when all but hung threads are done."""
         started = time.monotonic()
         root_fd = open_share(self.orders.share)
+        share_id = identity(root_fd)
+        if self.orders.share_id not in (None, share_id):
+            raise OSError(errno.ESTALE, "this is not the share that the scan began on: it was unmounted or replaced", self.orders.share)
         known = (self.folder / "known.bin").read_bytes() if self.orders.known else b""
         self.core = open_walker(root_fd, self.shared, patterns=self.orders.patterns, known=known,
                                 one_file_system=self.orders.one_file_system, depth=self.limits.depth)
         for path in self.orders.stuck:
             self.core.avoid(path)
         del known
-        self.say(ready=True)
+        self.say(ready=share_id)
         self.queue.extend(job(r) for r in reversed(self.orders.roots))
         threading.Thread(target=self._ask_fs, args=(root_fd,), daemon=True).start()
         with self.lock:

@@ -1,0 +1,72 @@
+"""`plan`: how large a share is, and which chunks that makes.
+
+Touches: what `run` touches; stdout, stderr.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from smartscan import config, units
+from smartscan.cli import _options as options
+from smartscan.cli import _request
+from smartscan.errors import UsageError
+from smartscan.model import Scope, path_json, show
+
+ROOTS_SHOWN = 3
+
+
+@options.command(
+    examples=(
+        "smartscan plan /mnt/user/Videos",
+        "smartscan plan /mnt/user/Videos Videos --from-catalogue --chunk-size 50",
+    )
+)
+@click.argument("mount_path")
+@click.argument("mount_name", required=False)
+@_request.walk_options
+@click.option("--from-catalogue", is_flag=True, help="Use the sizes of the last scan; the share is not touched.")
+@options.json_option
+def command(mount_path: str, mount_name: str | None, db: Path | None, from_catalogue: bool, as_json: bool, **wanted: Any) -> int:
+    """Measure the share at MOUNT_PATH and show the chunks that a scan would make of it, the largest first.
+
+    A directory within the limit is one chunk; one above it is cut into its subdirectories and a chunk for the files directly
+    in it; small ones are packed together. Sizes are disk bytes as du(1) counts them, hard links once.
+    """
+    from smartscan import run
+    from smartscan.run.scan import planned
+
+    path = os.path.abspath(os.fsencode(mount_path))
+    if from_catalogue:
+        from smartscan.catalogue import read
+
+        with read.open_for_reading(config.catalogue_path(db)) as catalogue:
+            known = [m for m in read.mounts(catalogue, mount_name) if m.path == path]
+            if not known:
+                raise UsageError(f"{show(path)} is not in the catalogue; scan it first, or leave out --from-catalogue")
+            made = _request.request(mount_path, known[0].name, db, quiet=True, **wanted)
+            chunks = planned(catalogue, known[0].id, made)
+    else:
+        name = mount_name or os.fsdecode(os.path.basename(path)) or "share"
+        made = _request.request(mount_path, name, db, quiet=as_json, **wanted)
+        chunks = run.survey(made)
+    if as_json:
+        from smartscan.report import page
+
+        page.show_json([{"disk_bytes": c.est_bytes, "entries": c.est_entries,
+                         "roots": [{**path_json(r.path), "scope": r.scope.value} for r in c.roots]} for c in chunks])
+        return 0
+    from smartscan.report.page import Line, Table, show as show_page
+
+    rows = []
+    for number, c in enumerate(chunks, 1):
+        names = [(show(r.path) or ".") + ("/*" if r.scope is Scope.FILES else "") for r in c.roots[:ROOTS_SHOWN]]
+        more = len(c.roots) - len(names)
+        rows.append([str(number), units.size(c.est_bytes), units.count(c.est_entries), ", ".join(names) + (f" and {more} more" if more else "")])
+    total = f"{len(chunks)} chunks, {units.size(sum(c.est_bytes for c in chunks))} on disk, {units.count(sum(c.est_entries for c in chunks))} entries"
+    show_page([Table("Chunks, largest first (/* = only the files directly in it)", ("Chunk", "On disk", "Entries", "Roots"), rows, ""), Line(), Line(total)])
+    return 0

@@ -1,0 +1,101 @@
+"""Takes in what an attempt brought: its result, or what can be salvaged where there is none.
+
+Touches: the attempt's folder, the catalogue.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from smartscan.model import Op, Outcome, Progress, Reading, Root, WalkError, unb64
+from smartscan.shard import leftover_files, salvage
+
+
+@dataclass(frozen=True, slots=True)
+class Stuck:
+    """A path that did not answer, and what is known of the wait."""
+
+    error: WalkError
+    noted: bool  # the shards say it already
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of an attempt, as its folder tells."""
+
+    outcome: Outcome
+    shards: tuple[str, ...]
+    leftover: tuple[Root, ...]
+    stuck: tuple[Stuck, ...] = ()
+    fs: dict[str, int] | None = None
+    share_id: tuple[int, int] | None = None
+    abandoned: bool = False
+    message: str = ""
+
+
+def read_result(folder: Path) -> Result | None:
+    """Read result.json; None where the attempt did not come to its end, or wrote nonsense."""
+    try:
+        data: dict[str, Any] = json.loads((folder / "result.json").read_bytes())
+        noted = data["outcome"] in (Outcome.SEALED, Outcome.CANCELLED)
+        return Result(
+            Outcome(data["outcome"]), tuple(_plain(name) for name in data["shards"]),
+            tuple(Root.from_json(r) for r in data["leftover"]),
+            tuple(Stuck(_error(s), noted) for s in data["stuck"]), data["fs"],
+            tuple(data["share_id"]) if data["share_id"] else None, data["walker"] == "abandoned", str(data["message"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _plain(name: str) -> str:
+    if "/" in name or name.startswith("."):
+        raise ValueError(name)
+    return name
+
+
+def _error(data: dict[str, Any]) -> WalkError:
+    return WalkError(unb64(data["path_b64"]), Op(data["op"]), int(data["errno"]), float(data["waited_s"]), str(data["wchan"]))
+
+
+def salvaged(folder: Path, roots: tuple[Root, ...], outcome: Outcome, *, stall_s: float, known_stuck: tuple[Stuck, ...] = (),
+             message: str = "") -> Result:
+    """Work out what an attempt without a result brought.
+
+    Where it was killed because it did not move, what its threads were in counts as stuck: those paths are
+    not tried again while their reader may live.
+    """
+    given = [root for _, some in leftover_files(folder) for root in some]
+    stuck = list(known_stuck)
+    if outcome in (Outcome.STALLED, Outcome.LOST):
+        stuck += [Stuck(WalkError(r.path, r.op, 110, r.for_s), False) for r in read_progress(folder).readings if r.for_s >= stall_s]
+    try:
+        left = salvage(folder, roots, given, [s.error.path for s in stuck])
+    except OSError as e:
+        return Result(outcome, (), roots, message=f"its folder cannot be read: {e.strerror}")
+    return Result(outcome, left.shards, left.leftover, tuple(stuck), abandoned=outcome is Outcome.LOST, message=message)
+
+
+def read_progress(folder: Path) -> Progress:
+    """Read progress.json; all zero where there is none yet."""
+    try:
+        data = json.loads((folder / "progress.json").read_bytes())
+        return Progress(data["beat"], data["entries"], data["dirs"], data["bytes"], data["disk_bytes"],
+                        tuple(Reading(unb64(r["path_b64"]), Op(r["op"]), r["for_s"]) for r in data["readings"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return Progress(0)
+
+
+def cause(error: WalkError, fs_type: str, source: str) -> str:
+    """Say in words what most likely is behind a path that did not answer."""
+    wait = f"did not answer for {error.waited_s:.0f} s"
+    where = error.wchan
+    if fs_type.startswith("nfs") or where.startswith(("nfs", "rpc")):
+        return f"the NFS server {source} {wait}"
+    if fs_type in ("cifs", "smb3") or where.startswith(("cifs", "smb")):
+        return f"the SMB server {source} {wait}"
+    if fs_type.startswith("fuse") or where.startswith(("fuse", "request_wait_answer")):
+        return f"a disk or server behind {source or 'the FUSE mount'} ({fs_type}) {wait}"
+    return f"the disk behind {source or 'it'} {wait}"

@@ -1,0 +1,558 @@
+"""The loop: looks at attempt folders and the engine, tells the supervisor, does what it says.
+
+Touches: the catalogue, attempt folders, the engine (on pool threads, so that nothing here waits for it).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import shutil
+import struct
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TypeVar
+
+from smartscan import supervisor as sup
+from smartscan.catalogue import directory, ledger
+from smartscan.catalogue.ingest import Ingest
+from smartscan.catalogue.lock import MountLock
+from smartscan.catalogue.open import transaction
+from smartscan.catalogue.problems import note_problem
+from smartscan.codec import codec
+from smartscan.engine import Engine, Job, Status
+from smartscan.errors import CatalogueBusy, CatalogueFull, EngineError, MountError, ShardError
+from smartscan.model import Chunk, ChunkState, DirState, Op, Outcome, Progress, Root, Scope, show
+from smartscan.plan import MAX_ROOTS, pack
+from smartscan.run.collect import Result, cause, read_progress, read_result, salvaged
+from smartscan.run.request import Glance, Request
+from smartscan.shard import leftover_files
+from smartscan.worker.orders import Orders
+
+log = logging.getLogger("smartscan.run")
+T = TypeVar("T")
+
+LOOK_S = 0.02  # between looks at the folders: local disk, some microseconds each
+STATUS_S = 0.5  # between questions to the engine whether a worker lives
+NOTE_S = 1.0  # between writes of progress to the catalogue
+ROOM_S = 2.0  # between tries while the catalogue's disk is full
+REMOVE_S = 10.0  # how long an ended worker may take to be gone
+ROOTS_A_CHUNK = 64  # leftover roots that are worth a worker of their own; more workers are made by sharing
+EXIT_NO_SHARE = 10
+
+
+@dataclass(slots=True)
+class Attempt:
+    """A running attempt, as the controller knows it."""
+
+    chunk: Chunk
+    number: int
+    folder: Path
+    worker_id: str = ""
+    beat: int = 0
+    moved_at: float = 0.0
+    asked_at: float = 0.0
+    asking: bool = False
+    progress: Progress = field(default_factory=lambda: Progress(0))
+    status: Status | None = None
+    exited: bool = False
+    ingested: set[str] = field(default_factory=set)  # files of its folder that were taken in
+
+
+class Controller:
+    """One scan from its chunks to the supervisor's End."""
+
+    def __init__(self, request: Request, engine: Engine, ingest: Ingest, lock: MountLock, *, fs_type: str, source: str,
+                 avoid: Iterable[bytes] = (), settings: sup.Settings) -> None:
+        self.request, self.engine, self.ingest, self.lock = request, engine, ingest, lock
+        self.conn, self.scan_id, self.mount_id = ingest.conn, ingest.scan_id, ingest.mount_id
+        self.fs_type, self.source = fs_type, source
+        self.avoid = set(avoid)
+        self.supervisor = sup.Supervisor(settings)
+        self.settings = settings
+        self.attempts: dict[int, Attempt] = {}
+        self.chunks: dict[int, Chunk] = {}
+        self.answers: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self.pool = ThreadPoolExecutor(max_workers=4 * request.max_containers + 4, thread_name_prefix="engine")
+        self.stuck: set[bytes] = set()
+        self.fs: dict[str, int] | None = None
+        self.share_id: tuple[int, int] | None = None
+        self.ending: sup.Ending | None = None
+        self.unreachable = ""
+        self.error: MountError | None = None
+        self.stops = 0  # Ctrl-C so far
+        self.stops_seen = 0
+        self.noted_at = 0.0
+        self.paused: str | None = None
+        self.expected: int | None = None
+        self.abandoned: list[str] = []
+        self.finished = {"done": 0, "quarantined": 0}
+
+    # -- the loop ----------------------------------------------------------------------------------------
+
+    def add(self, chunk: Chunk, *, attempts: int = 0, fails: int = 0) -> None:
+        """Let the supervisor know a pending chunk."""
+        self.chunks[chunk.id] = chunk
+        self.tell(sup.Added(chunk.id, chunk.roots, chunk.est_bytes, chunk.est_entries, attempts, fails))
+
+    def adopt(self, chunk: Chunk, number: int, fails: int, worker_id: str | None) -> None:
+        """Take over an attempt of an earlier controller; without a worker it has ended meanwhile."""
+        self.chunks[chunk.id] = chunk
+        self.attempts[chunk.id] = Attempt(chunk, number, self.folder(chunk.id, number), worker_id or "", moved_at=time.time(),
+                                          exited=worker_id is None)
+        self.tell(sup.Adopted(chunk.id, number, chunk.roots, chunk.est_bytes, chunk.est_entries, fails))
+        if worker_id is None:
+            self.tell(sup.Exited(chunk.id, number))
+
+    def run(self) -> sup.Ending:
+        """Go on until the supervisor ends."""
+        self.tell(sup.Tick())
+        while self.ending is None:
+            if self.stops > self.stops_seen:
+                self.stops_seen += 1
+                self.tell(sup.StopRequested())
+            busy = False
+            while not self.answers.empty():
+                self.answers.get()()
+                busy = True
+            for attempt in list(self.attempts.values()):
+                busy |= self._look(attempt)
+            self._note()
+            wake = self.supervisor.wake_at(time.monotonic())
+            if wake is not None and wake <= time.monotonic():
+                self.tell(sup.Tick())
+            if not busy and self.ending is None:
+                time.sleep(LOOK_S)
+        return self.ending
+
+    def close(self) -> None:
+        """Let removals come to their end, but not for ever."""
+        until = time.monotonic() + REMOVE_S
+        self.pool.shutdown(wait=False)
+        for thread in list(getattr(self.pool, "_threads", ())):
+            thread.join(max(0.0, until - time.monotonic()))
+
+    def tell(self, event: sup.Event) -> None:
+        """Tell the supervisor what happened, and do what it says; what belongs together commits together."""
+        commands = self.supervisor.handle(event, time.monotonic())
+        if not commands:
+            return
+        events: list[sup.Event] = []
+        after: list[Callable[[], None]] = []
+
+        def write() -> None:
+            events.clear()
+            after.clear()
+            for command in commands:
+                self._do(command, events, after)
+
+        self._persist(write)
+        for action in after:
+            action()
+        for answer in events:
+            self.tell(answer)
+
+    def _persist(self, write: Callable[[], None]) -> None:
+        """Commit what `write` writes; it may be called again, so it begins by forgetting what it did."""
+
+        def commit() -> None:
+            with transaction(self.conn):
+                write()
+
+        self._patiently(commit)
+
+    def _patiently(self, action: Callable[[], T]) -> T:
+        """Do something with the catalogue, however long it takes: a full disk pauses the scan and costs no attempt."""
+        told = False
+        while True:
+            try:
+                done = action()
+                break
+            except (CatalogueFull, CatalogueBusy) as e:
+                if not told:
+                    told = True
+                    self.paused = str(e)
+                    self.request.say(f"Waiting: {e}")
+                    self.supervisor.handle(sup.Paused(str(e)), time.monotonic())
+                self.ingest.forget()
+                self.lock.beat()
+                if self.stops > self.stops_seen + 1:
+                    raise
+                time.sleep(ROOM_S)
+                directory.release_reserve(self.request.db)
+        if told:
+            self.paused = None
+            self.request.say("Going on: the catalogue can be written again.")
+            directory.keep_reserve(self.request.db)
+            self.tell(sup.Unpaused())
+        return done
+
+    def event(self, kind: str, detail: str, chunk_id: int | None = None, attempt: int | None = None) -> None:
+        """Note what happened, in the transaction that is open."""
+        log.info("%s%s", f"chunk {chunk_id}: " if chunk_id else "", detail)
+        ledger.event(self.conn, self.scan_id, kind, detail, time.time(), chunk_id=chunk_id, attempt=attempt)
+
+    # -- what the supervisor says -----------------------------------------------------------------------
+
+    def _do(self, command: sup.Command, events: list[sup.Event], after: list[Callable[[], None]]) -> None:
+        now = time.time()
+        match command:
+            case sup.Start(chunk_id, number):
+                ledger.start_attempt(self.conn, chunk_id, number, now)
+                self.event("started", f"attempt {number} starts on the {self.engine.name} engine", chunk_id, number)
+                after.append(lambda: self._start(chunk_id, number))
+            case sup.Yield(chunk_id, number):
+                self.event("yield", "asked to give half of its work to idle workers", chunk_id, number)
+                after.append(lambda: self._touch(chunk_id, "yield"))
+            case sup.Stop(chunk_id, number):
+                self.event("stop", "asked to stop and give the rest back", chunk_id, number)
+                after.append(lambda: self._touch(chunk_id, "stop"))
+            case sup.Kill(chunk_id, number, why):
+                self.event("killed", f"killed: {why}", chunk_id, number)
+                after.append(lambda: self._kill(chunk_id, number))
+            case sup.Collect(chunk_id, number, hint):
+                after.append(lambda: self._collect(chunk_id, number, hint))
+            case sup.Abandon(chunk_id, number):
+                self.event("abandoned", "its worker cannot be killed: it waits for the storage and ends when that answers", chunk_id, number)
+            case sup.Create(parent_id, roots, origin):
+                self._create(parent_id, roots, origin, events)
+                events.append(sup.Created(parent_id))
+                events.append(sup.Tick())
+            case sup.Retry(chunk_id, fails):
+                ledger.set_chunk(self.conn, chunk_id, ChunkState.PENDING, now, fails=fails)
+                self.event("retry", f"will be tried again; {fails} attempts in a row brought nothing", chunk_id)
+            case sup.Done(chunk_id):
+                ledger.set_chunk(self.conn, chunk_id, ChunkState.DONE, now)
+                self.event("done", "done", chunk_id)
+                self.finished["done"] += 1
+                self.chunks.pop(chunk_id, None)
+            case sup.Quarantine(chunk_id, reason):
+                self._quarantine(chunk_id, reason)
+            case sup.Pause(reason):
+                ledger.pause(self.conn, self.scan_id, reason)
+                self.event("paused", reason)
+                self.paused = reason
+                after.append(lambda: self.request.say(f"Waiting: {reason}"))
+            case sup.Resume():
+                ledger.pause(self.conn, self.scan_id, None)
+                self.event("resumed", "goes on")
+                self.paused = None
+                after.append(lambda: self.request.say("Going on."))
+            case sup.MountDead():
+                self.event("mount dead", "the mount does not answer any more; nothing is started on it")
+                after.append(lambda: self.request.say(f"The mount {show(self.request.path)} does not answer; its other chunks are deferred."))
+            case sup.End(ending):
+                self.ending = ending
+
+    def _touch(self, chunk_id: int, order: str) -> None:
+        attempt = self.attempts.get(chunk_id)
+        if attempt:
+            try:
+                (attempt.folder / order).touch()
+            except OSError as e:
+                log.warning("%s: %s", attempt.folder, e)
+
+    def _quarantine(self, chunk_id: int, reason: str) -> None:
+        """Give a chunk up for this scan; what it was to list is missing, and said so."""
+        ledger.set_chunk(self.conn, chunk_id, ChunkState.QUARANTINED, time.time())
+        self.event("quarantined", f"given up for this scan: {reason}", chunk_id)
+        self.finished["quarantined"] += 1
+        chunk = self.chunks.pop(chunk_id, None)
+        for root in chunk.roots if chunk else ():
+            if not ledger.is_decided(self.conn, self.mount_id, self.scan_id, root.path):
+                dead = reason == sup.MOUNT_DEAD
+                self.ingest.decide(root.path, DirState.TIMED_OUT if dead else DirState.IO_ERROR, reason, time.time(), err=110 if dead else 5)
+
+    def _create(self, parent_id: int, roots: tuple[Root, ...], origin: sup.Origin, events: list[sup.Event]) -> None:
+        parent = self.chunks.get(parent_id)
+        if origin is sup.Origin.BISECT:
+            packed = [roots]
+        else:
+            listed = {r.path for r in parent.roots if r.scope is Scope.FILES} if parent else set()
+            kept = [r for r in roots if not (listed and r.path.rpartition(b"/")[0] in listed and r.path and self._held(r.path, parent_id))]
+            parts = max(-(-len(kept) // MAX_ROOTS), min(self.request.max_containers, -(-len(kept) // ROOTS_A_CHUNK)))
+            packed = pack(kept, parts=parts) if kept else []
+        for some in packed:
+            chunk = self._new_chunk(some, origin.value, parent_id)
+            self.chunks[chunk.id] = chunk
+            events.append(sup.Added(chunk.id, chunk.roots, chunk.est_bytes, chunk.est_entries))
+
+    def _new_chunk(self, roots: tuple[Root, ...], origin: str, parent_id: int | None) -> Chunk:
+        sizes = [ledger.usage_of(self.conn, self.mount_id, r) for r in roots] if self.ingest.rescan and len(roots) <= 1000 else [None]
+        known = [s for s in sizes if s is not None]
+        whole = len(known) == len(sizes)
+        chunk = ledger.add_chunk(self.conn, self.scan_id, roots, origin, time.time(), parent_id=parent_id,
+                                 est_bytes=sum(s[0] for s in known) if whole else None,
+                                 est_entries=sum(s[1] for s in known) if whole else None)
+        where = show(roots[0].path) or "the whole share"
+        more = f" and {len(roots) - 1} more" if len(roots) > 1 else ""
+        self.event("created", f"made ({origin}) of {where}{more}" + (f", given back by chunk {parent_id}" if parent_id else ""), chunk.id)
+        return chunk
+
+    def _held(self, path: bytes, parent_id: int) -> bool:
+        return (path in self.avoid or path in self.stuck or ledger.is_decided(self.conn, self.mount_id, self.scan_id, path)
+                or ledger.is_root_elsewhere(self.conn, self.scan_id, path, parent_id))
+
+    # -- the engine, on pool threads ----------------------------------------------------------------------
+
+    def folder(self, chunk_id: int, number: int) -> Path:
+        """Where an attempt works."""
+        return self.request.work / f"{chunk_id}-{number}"
+
+    def _ask(self, call: Callable[[], Callable[[], None]]) -> None:
+        def asked() -> None:
+            self.answers.put(call())
+
+        self.pool.submit(asked)
+
+    def _start(self, chunk_id: int, number: int) -> None:
+        chunk = self.chunks[chunk_id]
+        folder = self.folder(chunk_id, number)
+        attempt = self.attempts[chunk_id] = Attempt(chunk, number, folder, moved_at=time.time(), asked_at=time.monotonic())
+        try:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            known = self._known(chunk) if self.ingest.rescan else b""
+            if known:
+                (folder / "known.bin").write_bytes(known)
+            own = {r.path for r in chunk.roots}
+            Orders(share=self.request.path, scan_id=self.scan_id, chunk_id=chunk_id, attempt=number, roots=chunk.roots,
+                   limits=self.request.limits, patterns=self.request.patterns, one_file_system=self.request.rules.one_file_system,
+                   stuck=tuple(sorted((self.avoid | self.stuck) - own)), known=bool(known), share_id=self.share_id).write(folder)
+        except OSError as e:
+            full = directory.explained(e, folder.parent)
+            self.tell(sup.StartFailed(chunk_id, number, str(full)))
+            return
+        job = Job(self.scan_id, self.request.name, chunk_id, number, self.request.path, folder, self.request.resources)
+
+        def call() -> Callable[[], None]:
+            try:
+                worker_id = self.engine.start(job)
+            except EngineError as e:
+                return lambda e=e: self.tell(sup.StartFailed(chunk_id, number, str(e)))  # type: ignore[misc]
+            except MountError as e:
+                return lambda e=e: self._no_share(attempt, str(e))  # type: ignore[misc]
+            return lambda: self._started(attempt, worker_id)
+
+        self._ask(call)
+
+    def _known(self, chunk: Chunk) -> bytes:
+        pack_pair = struct.Struct("<Qq").pack
+        return b"".join(pack_pair(codec.xxh64(path), digest) for root in chunk.roots
+                        for path, digest in ledger.digests(self.conn, self.mount_id, root))
+
+    def _started(self, attempt: Attempt, worker_id: str) -> None:
+        attempt.worker_id = worker_id
+        self._persist(lambda: ledger.set_worker(self.conn, attempt.chunk.id, attempt.number, worker_id))
+        self.tell(sup.Started(attempt.chunk.id, attempt.number))
+
+    def _kill(self, chunk_id: int, number: int) -> None:
+        attempt = self.attempts.get(chunk_id)
+        if attempt is None or attempt.number != number or not attempt.worker_id:
+            return
+
+        def call() -> Callable[[], None]:
+            gone = self.engine.kill(attempt.worker_id)
+            return lambda: self.tell(sup.KillReturned(chunk_id, number, gone))
+
+        self._ask(call)
+
+    def _remove(self, attempt: Attempt, keep_folder: bool) -> None:
+        """See an ended worker off in the background."""
+
+        def call() -> Callable[[], None]:
+            until = time.monotonic() + REMOVE_S
+            gone = not attempt.worker_id
+            while not gone and time.monotonic() < until:
+                gone = self.engine.remove(attempt.worker_id)
+                if not gone:
+                    if time.monotonic() > until - REMOVE_S + 2.0:
+                        self.engine.kill(attempt.worker_id)
+                    time.sleep(0.05)
+            if gone and not keep_folder:
+                shutil.rmtree(attempt.folder, ignore_errors=True)
+            return lambda: None if gone else self.abandoned.append(attempt.worker_id)
+
+        self._ask(call)
+
+    # -- attempts -----------------------------------------------------------------------------------------
+
+    def _look(self, attempt: Attempt) -> bool:
+        """See what an attempt has put into its folder; True where there was something."""
+        if attempt.exited:
+            return False
+        try:
+            names = {p.name for p in attempt.folder.iterdir()}
+        except OSError:
+            names = set()
+        acted = False
+        if "result.json" in names and attempt.status is None and not attempt.asking:
+            result = read_result(attempt.folder)
+            if result is not None and result.outcome in (Outcome.SEALED, Outcome.CANCELLED):
+                attempt.exited = True
+                self.tell(sup.Exited(attempt.chunk.id, attempt.number))
+                return True
+        for name in sorted(n for n in names if n.endswith(".shard") and n not in attempt.ingested):
+            acted |= self._ingest(attempt, name)
+        if any(n.startswith("leftover-") and n.endswith(".json") for n in names):
+            acted |= self._given(attempt)
+        if "progress.json" in names and not acted:
+            self._progressed(attempt)
+        now = time.monotonic()
+        if attempt.worker_id and not attempt.asking and now - attempt.asked_at >= (0.05 if "result.json" in names else STATUS_S):
+            attempt.asking, attempt.asked_at = True, now
+
+            def call() -> Callable[[], None]:
+                status = self.engine.status(attempt.worker_id)
+                return lambda: self._answered(attempt, status)
+
+            self._ask(call)
+        return acted
+
+    def _answered(self, attempt: Attempt, status: Status) -> None:
+        attempt.asking = False
+        if status.state not in ("exited", "gone") or attempt.exited or self.attempts.get(attempt.chunk.id) is not attempt:
+            return
+        attempt.status, attempt.exited = status, True
+        if status.exit_code == EXIT_NO_SHARE and read_result(attempt.folder) is None:
+            self._no_share(attempt, status.log_tail.strip() or f"{show(self.request.path)} cannot be opened")
+            return
+        self.tell(sup.Exited(attempt.chunk.id, attempt.number, status.oom))
+
+    def _no_share(self, attempt: Attempt, message: str) -> None:
+        attempt.exited = True
+        self.unreachable = message.splitlines()[-1]
+        self.tell(sup.MountUnreachable(attempt.chunk.id, attempt.number))
+
+    def _progressed(self, attempt: Attempt) -> None:
+        p = read_progress(attempt.folder)
+        if p.beat != attempt.progress.beat:
+            if (p.entries, p.dirs) != (attempt.progress.entries, attempt.progress.dirs):
+                attempt.moved_at = time.time()
+            attempt.progress = p
+            self.tell(sup.Progressed(attempt.chunk.id, attempt.number, p.beat, p.entries))
+
+    def _ingest(self, attempt: Attempt, name: str) -> bool:
+        """Take a shard in; False where it is damaged. The file stays until the attempt is collected."""
+        path = attempt.folder / name
+        try:
+            self._patiently(lambda: self.ingest.shard(attempt.chunk.id, attempt.number, path, time.time()))
+        except ShardError as e:
+            log.warning("chunk %d: shard refused: %s", attempt.chunk.id, e)
+            with contextlib.suppress(OSError):
+                path.rename(path.with_suffix(".refused"))
+            return False
+        except MountError as e:
+            self.error, self.ending = e, sup.Ending.MOUNT_DEAD
+            return False
+        attempt.ingested.add(name)
+        return True
+
+    def _given(self, attempt: Attempt) -> bool:
+        """Make chunks of what a running worker gave back."""
+        acted = False
+        for name, roots in leftover_files(attempt.folder):
+            made: list[Chunk] = []
+
+            def write(name: str = name, roots: tuple[Root, ...] = roots, made: list[Chunk] = made) -> None:
+                made.clear()
+                if ledger.taken(self.conn, attempt.chunk.id, attempt.number, name, time.time()):
+                    for some in pack(roots, parts=max(1, min(self.request.max_containers, len(roots)))):
+                        made.append(self._new_chunk(some, sup.Origin.LEFTOVER.value, attempt.chunk.id))
+
+            if name in attempt.ingested:
+                continue
+            attempt.ingested.add(name)
+            self._persist(write)
+            for chunk in made:
+                self.add(chunk)
+            acted |= bool(made)
+        if acted:
+            self.tell(sup.Tick())
+        return acted
+
+    def _collect(self, chunk_id: int, number: int, hint: Outcome | None) -> None:
+        """Take in all that an attempt brought, and say what is left."""
+        attempt = self.attempts.get(chunk_id)
+        if attempt is None or attempt.number != number:
+            chunk = self.chunks[chunk_id]
+            attempt = Attempt(chunk, number, self.folder(chunk_id, number), exited=True)
+        attempt.exited = True
+        roots, stall_s = attempt.chunk.roots, self.request.limits.stall_s
+        status = attempt.status or Status("unknown")
+        self._given(attempt)
+        result = None if hint is Outcome.LOST else read_result(attempt.folder)
+        if result is None:
+            oom = Outcome.OOM if status.oom else Outcome.FAILED
+            result = salvaged(attempt.folder, roots, hint or oom, stall_s=stall_s, message=status.log_tail.strip().rpartition("\n")[2])
+        elif result.outcome is Outcome.FAILED and status.oom:
+            result = replace(result, outcome=Outcome.OOM)
+        new = [name for name in result.shards if name not in attempt.ingested]
+        if not all([self._ingest(attempt, name) for name in new]) and self.error is None:
+            again = salvaged(attempt.folder, roots, Outcome.FAILED, stall_s=stall_s, known_stuck=result.stuck,
+                             message="a shard was damaged; its part is listed again")
+            result = replace(again, abandoned=result.abandoned)
+        new_stuck = self._stuck(result)
+        self.fs = result.fs or self.fs
+        self.share_id = self.share_id or result.share_id
+        (dirs,) = self.conn.execute("SELECT ifnull(sum(dirs), 0) FROM shard WHERE chunk_id = ? AND attempt = ?", (chunk_id, number)).fetchone()
+
+        def write() -> None:
+            words = f"ended: {result.outcome}"
+            words += f"; {result.message}" if result.message else ""
+            words += f"; {len(result.leftover)} roots left over" if result.leftover else ""
+            words += f"; {len(result.stuck)} paths did not answer" if result.stuck else ""
+            self.event("ended", words, chunk_id, number)
+            tail = status.log_tail if result.outcome not in (Outcome.SEALED, Outcome.CANCELLED) else None
+            ledger.end_attempt(self.conn, chunk_id, number, result.outcome, time.time(), exit_code=status.exit_code, log_tail=tail)
+
+        self._persist(write)
+        self.attempts.pop(chunk_id, None)
+        self._remove(attempt, keep_folder=result.outcome is Outcome.LOST)
+        entries = attempt.progress.entries
+        self.tell(sup.Collected(chunk_id, number, result.outcome, entries, dirs, result.leftover, new_stuck, result.abandoned))
+
+    def _stuck(self, result: Result) -> int:
+        """Note the paths that did not answer; gives how many are new."""
+        fresh = [s for s in result.stuck if s.error.path not in self.stuck]
+
+        def write() -> None:
+            for s in fresh:
+                e = s.error
+                if not s.noted and e.op in (Op.OPEN, Op.READDIR):
+                    self.ingest.decide(e.path, DirState.TIMED_OUT, DirState.TIMED_OUT.value, time.time(), err=e.errno, op=e.op)
+                note_problem(self.conn, self.mount_id, self.scan_id, e, time.time(), cause=cause(e, self.fs_type, self.source))
+
+        if fresh:
+            self._persist(write)
+            self.stuck.update(s.error.path for s in fresh)
+        return len(fresh)
+
+    # -- saying how it stands ---------------------------------------------------------------------------------
+
+    def _note(self) -> None:
+        now = time.monotonic()
+        if now - self.noted_at < NOTE_S:
+            return
+        self.noted_at = now
+        self.lock.beat()
+        at = time.time()
+
+        def write() -> None:
+            ledger.beat(self.conn, self.scan_id, at)
+            for a in self.attempts.values():
+                if not a.exited:
+                    ledger.progress(self.conn, a.chunk.id, a.number, a.progress, a.moved_at, at)
+
+        self._persist(write)
+        self.request.glance(self._glance())
+
+    def _glance(self) -> Glance:
+        entries, size, dirs = self.conn.execute("SELECT entries, bytes, dirs FROM scan WHERE id = ?", (self.scan_id,)).fetchone()
+        live = {a.chunk.id: a.progress for a in self.attempts.values() if not a.exited}
+        return Glance(entries, size, dirs, {"running": len(live), "pending": self.supervisor.pending, **self.finished},
+                      self.expected, self.paused, live)
