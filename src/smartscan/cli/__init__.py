@@ -8,8 +8,8 @@ prints results to stdout and raises `SmartScannerError` for what it cannot do.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
+import io
 import os
 import pkgutil
 import sys
@@ -20,9 +20,11 @@ from typing import Any, NoReturn
 import click
 
 from smartscan import __version__
-from smartscan.errors import EXIT_INTERRUPTED, EXIT_OK, SmartScannerError
+from smartscan.errors import EXIT_INTERRUPTED, SmartScannerError
 
 PROGRAM = "smartscan"
+
+EXIT_PIPE = 128 + 13  # as shells report a program that SIGPIPE ended
 
 # The order in which a user meets them; help lists any others after these.
 ORDER = ("scan", "plan", "monitor", "stats", "story", "problems", "retry", "cleanup", "doctor")
@@ -37,7 +39,7 @@ class Frame(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self.list_commands(ctx):
-            return None
+            return super().get_command(ctx, cmd_name)
         module = importlib.import_module(f"{__name__}.{cmd_name}")
         command: click.Command = module.command
         return command
@@ -48,11 +50,10 @@ class Frame(click.Group):
         extra["standalone_mode"] = False
         sys.excepthook = crash
         for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(AttributeError):  # a terminal that lacks a letter must not end a command
-                stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")  # a letter the terminal lacks ends no command
         try:
             status = super().main(args, prog_name or PROGRAM, **extra)
-            sys.stdout.flush()
         except SmartScannerError as error:
             say(str(error))
             status = error.exit_status
@@ -61,10 +62,17 @@ class Frame(click.Group):
             status = error.exit_code
         except click.Abort:
             status = EXIT_INTERRUPTED
+        sys.exit(status)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            status = super().invoke(ctx)
+            if sys.stdout is not None:
+                sys.stdout.flush()
         except BrokenPipeError:  # the reader (head, less) has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            status = EXIT_OK
-        sys.exit(status)
+            return EXIT_PIPE
+        return status
 
 
 def say(message: str) -> None:

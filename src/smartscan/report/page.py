@@ -48,7 +48,7 @@ Page = Sequence[Line | Facts | Table]
 
 def show(page: Page) -> None:
     """Print a page to stdout."""
-    if not sys.stdout.isatty():
+    if sys.stdout is None or not sys.stdout.isatty():
         print(plain(page), end="")
         return
     from rich.console import Console
