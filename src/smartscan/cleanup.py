@@ -1,0 +1,122 @@
+"""Removes what this program left behind, and nothing else. The only room that deletes.
+
+Touches: workers that carry our mark and whose controller is gone; below the data directory the folders of
+ended attempts, of surveys and of probes. Never the catalogue, never volumes, never what a living controller uses.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from smartscan import engine as engines
+from smartscan.catalogue import lock, read
+from smartscan.config import CATALOGUE, WORKER_IMAGE
+from smartscan.errors import CatalogueBusy, CatalogueError, EngineError
+
+
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """Something that can go; `remove` says whether it went."""
+
+    what: str
+    remove: Callable[[], bool]
+
+
+def leftovers(db: Path, namespace: str, *, image: str = WORKER_IMAGE) -> tuple[list[Leftover], list[str]]:
+    """Find what is left behind in the data directory of a catalogue, and say what stays and why.
+
+    Each may be removed at once; workers come before the folders they write to.
+    """
+    alive = lock.holders(db)
+    kept = [f"the scan of '{mount}' is running: {holder}" for mount, holder in alive.items()]
+    found: list[Leftover] = []
+    busy: set[Path] = set()
+    for name in ("docker", "local"):
+        try:
+            engine, _ = engines.choose(name, namespace=namespace, image=image)
+            workers = engine.find(namespace)
+        except EngineError as e:
+            if name == "docker" and _used_docker(db):
+                kept.append(f"containers, if there are any: {e}")
+            continue
+        for w in workers:
+            if w.owner_alive or w.folder.parent.name in alive:
+                busy.add(w.folder)
+                continue
+            found.append(Leftover(f"{'container' if name == 'docker' else 'process'} {w.worker_id} (chunk {w.chunk_id}, attempt {w.attempt})",
+                                  lambda engine=engine, w=w: engine.kill(w.worker_id) and engine.remove(w.worker_id)))  # type: ignore[misc]
+    for folder in _folders(db, alive, busy, kept):
+        found.append(Leftover(str(folder), lambda folder=folder: _remove_folder(folder)))  # type: ignore[misc]
+    return found, kept
+
+
+def clean(found: list[Leftover], db: Path) -> tuple[list[str], list[str]]:
+    """Remove what was found; gives what went and what would not go. Holds the locks of the mounts meanwhile."""
+    gone: list[str] = []
+    stays: list[str] = []
+    with ExitStack() as held:
+        work = db.parent / "work"
+        for mount in sorted(p.name for p in work.iterdir()) if work.is_dir() else ():
+            try:
+                held.enter_context(lock.MountLock(db, mount))
+            except (CatalogueBusy, CatalogueError) as e:  # a scan began meanwhile
+                stays.append(str(e))
+                found = [f for f in found if f"/work/{mount}/" not in f.what]
+        for item in found:
+            (gone if item.remove() else stays).append(item.what)
+        for folder in sorted(work.glob("*")) if work.is_dir() else ():
+            if not any(folder.iterdir()):
+                folder.rmdir()
+    return gone, stays
+
+
+def _folders(db: Path, alive: dict[str, lock.Holder], busy: set[Path], kept: list[str]) -> Iterator[Path]:
+    """Folders that nobody needs: of ended attempts, and of surveys and probes whose process is gone."""
+    data = db.parent
+    needed = _needed(db)
+    work = data / "work"
+    for mount in sorted(work.iterdir()) if work.is_dir() else ():
+        if mount.name in alive:
+            continue
+        for folder in sorted(mount.iterdir()):
+            if folder in busy:
+                continue
+            if (mount.name, folder.name) in needed:
+                kept.append(f"{folder} holds work of a scan that can go on")
+            else:
+                yield folder
+    for folder in sorted(data.glob("survey-*")):
+        if not lock.holders(folder / CATALOGUE) and not lock.holders(folder / db.name):
+            yield folder
+    if not alive:
+        yield from sorted(data.glob(".probe-*"))
+
+
+def _needed(db: Path) -> set[tuple[str, str]]:
+    """Folders of attempts that have not ended, of scans that can go on: (mount, folder)."""
+    try:
+        with closing(read.open_for_reading(db)) as conn:
+            return {(name, f"{chunk}-{number}") for name, chunk, number in conn.execute(
+                "SELECT mount.name, attempt.chunk_id, attempt.number FROM attempt JOIN chunk ON chunk.id = attempt.chunk_id "
+                "JOIN scan ON scan.id = chunk.scan_id JOIN mount ON mount.id = scan.mount_id "
+                "WHERE attempt.ended_at IS NULL AND scan.state IN ('running', 'cancelled')")}
+    except (CatalogueError, sqlite3.Error):
+        return set()
+
+
+def _used_docker(db: Path) -> bool:
+    try:
+        with closing(read.open_for_reading(db)) as conn:
+            return conn.execute("SELECT 1 FROM scan WHERE engine = 'docker' LIMIT 1").fetchone() is not None
+    except (CatalogueError, sqlite3.Error):
+        return False
+
+
+def _remove_folder(folder: Path) -> bool:
+    shutil.rmtree(folder, ignore_errors=True)
+    return not folder.exists()
