@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,7 +100,7 @@ def _folders(db: Path, alive: dict[str, lock.Holder], busy: set[Path], kept: lis
 def _needed(db: Path) -> set[tuple[str, str]]:
     """Folders of attempts that have not ended, of scans that can go on: (mount, folder)."""
     try:
-        with closing(read.open_for_reading(db)) as conn:
+        with read.open_for_reading(db) as conn:
             return {(name, f"{chunk}-{number}") for name, chunk, number in conn.execute(
                 "SELECT mount.name, attempt.chunk_id, attempt.number FROM attempt JOIN chunk ON chunk.id = attempt.chunk_id "
                 "JOIN scan ON scan.id = chunk.scan_id JOIN mount ON mount.id = scan.mount_id "
@@ -111,7 +111,7 @@ def _needed(db: Path) -> set[tuple[str, str]]:
 
 def _used_docker(db: Path) -> bool:
     try:
-        with closing(read.open_for_reading(db)) as conn:
+        with read.open_for_reading(db) as conn:
             return conn.execute("SELECT 1 FROM scan WHERE engine = 'docker' LIMIT 1").fetchone() is not None
     except (CatalogueError, sqlite3.Error):
         return False
