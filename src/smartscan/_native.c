@@ -1331,155 +1331,266 @@ done:
     return r;
 }
 
-/* ---- SQLite: the copy that Python's own sqlite3 module uses, found through that module ------------- */
-
+/* ---- SQLite: the copy that Python's own sqlite3 module uses, found through that module ------------- *
+ *
+ * Rows go in by INSERT ... SELECT from a virtual table, which costs half of a bound statement per row.
+ * SQLite's interface is stable, so the few parts used are declared here and no header is needed to build.
+ */
 typedef struct sqlite3 sqlite3;
 typedef struct sqlite3_stmt sqlite3_stmt;
+typedef struct sqlite3_context sqlite3_context;
+typedef struct sqlite3_value sqlite3_value;
+typedef struct sqlite3_module sqlite3_module;
+typedef struct { const sqlite3_module *module; int refs; char *error; } Vtab;
+typedef struct { Vtab *vtab; } Cursor;
+struct sqlite3_module {
+    int version;
+    int (*create)(sqlite3 *, void *, int, const char *const *, Vtab **, char **);
+    int (*connect)(sqlite3 *, void *, int, const char *const *, Vtab **, char **);
+    int (*best_index)(Vtab *, void *);
+    int (*disconnect)(Vtab *);
+    int (*destroy)(Vtab *);
+    int (*open)(Vtab *, Cursor **);
+    int (*close)(Cursor *);
+    int (*filter)(Cursor *, int, const char *, int, sqlite3_value **);
+    int (*next)(Cursor *);
+    int (*eof)(Cursor *);
+    int (*column)(Cursor *, sqlite3_context *, int);
+    int (*rowid)(Cursor *, int64_t *);
+    void *unused[16];
+};
 typedef struct {
     int (*auto_extension)(void (*)(void));
     int (*cancel_auto_extension)(void (*)(void));
+    int (*create_module_v2)(sqlite3 *, const char *, const sqlite3_module *, void *, void (*)(void *));
+    int (*create_function)(sqlite3 *, const char *, int, int, void *, void (*)(sqlite3_context *, int, sqlite3_value **),
+                           void *, void *);
+    int (*declare_vtab)(sqlite3 *, const char *);
+    void *(*user_data)(sqlite3_context *);
+    void (*result_int64)(sqlite3_context *, int64_t);
+    void (*result_text)(sqlite3_context *, const char *, int, void (*)(void *));
     int (*prepare_v2)(sqlite3 *, const char *, int, sqlite3_stmt **, const char **);
-    int (*bind_int64)(sqlite3_stmt *, int, int64_t);
-    int (*bind_text)(sqlite3_stmt *, int, const char *, int, void (*)(void *));
-    int (*bind_null)(sqlite3_stmt *, int);
     int (*step)(sqlite3_stmt *);
-    int (*reset)(sqlite3_stmt *);
     int (*finalize)(sqlite3_stmt *);
-    int (*changes)(sqlite3 *);
 } Sqlite;
+
+/* What the virtual table shows: the entries, or the symbolic links, of some records. One per connection. */
+typedef struct {
+    Sqlite sql;
+    sqlite3 *db;
+    const char *buf;
+    size_t len, n;
+    const char *offs, *ids;
+    Attrs attrs;
+    int links, damaged;
+} Source;
+typedef struct { Vtab vtab; Source *source; } SourceVtab;
+typedef struct { Cursor base; Source *source; size_t k; uint32_t i; Record r; const char *text; uint32_t target_len; int64_t dir; } Rows;
+
 static int sqlite_load(const char *module, Sqlite *s)
 {
     void *lib = dlopen(module, RTLD_LAZY | RTLD_NOLOAD);
     if (!lib) return -1;
     struct { const char *name; void **to; } all[] = {
         {"sqlite3_auto_extension", (void **)&s->auto_extension}, {"sqlite3_cancel_auto_extension", (void **)&s->cancel_auto_extension},
-        {"sqlite3_prepare_v2", (void **)&s->prepare_v2}, {"sqlite3_bind_int64", (void **)&s->bind_int64},
-        {"sqlite3_bind_text", (void **)&s->bind_text}, {"sqlite3_bind_null", (void **)&s->bind_null}, {"sqlite3_step", (void **)&s->step},
-        {"sqlite3_reset", (void **)&s->reset}, {"sqlite3_finalize", (void **)&s->finalize}, {"sqlite3_changes", (void **)&s->changes}};
+        {"sqlite3_create_module_v2", (void **)&s->create_module_v2}, {"sqlite3_create_function", (void **)&s->create_function},
+        {"sqlite3_declare_vtab", (void **)&s->declare_vtab}, {"sqlite3_user_data", (void **)&s->user_data},
+        {"sqlite3_result_int64", (void **)&s->result_int64}, {"sqlite3_result_text", (void **)&s->result_text},
+        {"sqlite3_prepare_v2", (void **)&s->prepare_v2}, {"sqlite3_step", (void **)&s->step}, {"sqlite3_finalize", (void **)&s->finalize}};
     int ok = 1;
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) ok &= (*all[i].to = dlsym(lib, all[i].name)) != NULL;
     dlclose(lib); /* the module itself keeps it */
     return ok ? 0 : -1;
 }
-/* The only static: SQLite calls this for each connection it opens and gives it no other context. */
-static __thread sqlite3 *captured;
-static int capture(sqlite3 *db, char **err, const void *api)
+
+static int rows_connect(sqlite3 *db, void *aux, int argc, const char *const *argv, Vtab **out, char **err)
 {
-    (void)err; (void)api;
-    captured = db;
+    Source *s = aux;
+    (void)argc; (void)argv; (void)err;
+    SourceVtab *v = calloc(1, sizeof *v);
+    if (!v) return 7;
+    v->source = s;
+    *out = &v->vtab;
+    return s->sql.declare_vtab(db, "CREATE TABLE x(dir_id, name, attr_or_target, size, blocks, mtime_ns, ctime_ns, ino, nlink, counted)");
+}
+static int rows_best(Vtab *v, void *info) { (void)v; (void)info; return 0; }
+static int rows_disconnect(Vtab *v) { free(v); return 0; }
+static int rows_open(Vtab *v, Cursor **out)
+{
+    Rows *c = calloc(1, sizeof *c);
+    if (!c) return 7;
+    c->source = ((SourceVtab *)v)->source;
+    *out = &c->base;
     return 0;
 }
-static PyObject *py_capture(PyObject *mod, PyObject *args)
+static int rows_close(Cursor *c) { free(c); return 0; }
+
+/* Stand on the row at (k, i), or on the next there is; symbolic links have their targets in step. */
+static int rows_settle(Rows *c)
+{
+    Source *s = c->source;
+    for (;;) {
+        while (c->k < s->n && (!c->r.h || c->i >= c->r.h->n)) {
+            if (c->r.h) c->k++;
+            c->i = 0;
+            c->r.h = NULL;
+            if (c->k >= s->n) return 0;
+            if (!record_at(s->buf, s->len, rd64(s->offs + 8 * c->k), &c->r, 0)) { s->damaged = 1; c->k = s->n; return 0; }
+            c->text = c->r.text;
+            c->dir = (int64_t)rd64(s->ids + 8 * c->k);
+            if (!c->r.size || (s->links && !c->r.h->symlinks)) { c->i = c->r.h->n; if (!c->i) { c->r.h = NULL; c->k++; } }
+        }
+        if (c->k >= s->n || !s->links) return 0;
+        if ((c->r.mode[c->i] & S_IFMT) == S_IFLNK) {
+            size_t left = (size_t)((const char *)c->r.h + c->r.h->length - c->text);
+            c->target_len = left >= 4 ? rd32(c->text) : UINT32_MAX;
+            if (left < 4 || c->target_len > left - 4) { s->damaged = 1; c->k = s->n; return 0; }
+            c->text += 4 + c->target_len;
+            if (c->target_len) return 0;
+        }
+        c->i++;
+    }
+}
+static int rows_filter(Cursor *base, int n, const char *str, int argc, sqlite3_value **argv)
+{
+    Rows *c = (Rows *)base;
+    (void)n; (void)str; (void)argc; (void)argv;
+    c->k = 0; c->i = 0; c->r.h = NULL;
+    return rows_settle(c);
+}
+static int rows_next(Cursor *base)
+{
+    Rows *c = (Rows *)base;
+    c->i++;
+    if (!c->source->links && c->i < c->r.h->n) return 0;
+    return rows_settle(c);
+}
+static int rows_eof(Cursor *base) { return ((Rows *)base)->k >= ((Rows *)base)->source->n; }
+static int rows_column(Cursor *base, sqlite3_context *x, int col)
+{
+    Rows *c = (Rows *)base;
+    Source *s = c->source;
+    const Record *r = &c->r;
+    uint32_t i = c->i, from;
+    int64_t v = 0;
+    if (col == 0) v = c->dir;
+    else if (col == 1) {
+        from = name_from(r, i);
+        s->sql.result_text(x, r->names + from, (int)(r->end[i] - from), NULL);
+        return 0;
+    } else if (s->links) {
+        if (col == 2) s->sql.result_text(x, c->text - c->target_len, (int)c->target_len, NULL);
+        return 0;
+    } else if (col == 2) {
+        Attr *a = s->attrs.a ? attr_slot(&s->attrs, r->mode[i], r->uid[i], r->gid[i]) : NULL;
+        if (!a || !a->used) { s->damaged = 1; return 1; }
+        v = a->id;
+    } else if (r->mode[i] & UNKNOWN)
+        return 0;
+    else
+        switch (col) {
+        case 3: v = (int64_t)r->size[i]; break;
+        case 4: v = (int64_t)r->blocks[i]; break;
+        case 5: v = r->mtime[i]; break;
+        case 6: v = r->ctime[i]; break;
+        case 7: v = (int64_t)r->ino[i]; break;
+        case 8: v = r->nlink[i]; break;
+        default:
+            if (r->nlink[i] < 2 || (r->mode[i] & S_IFMT) == S_IFDIR) return 0;
+            v = 1;
+        }
+    s->sql.result_int64(x, v);
+    return 0;
+}
+static int rows_rowid(Cursor *base, int64_t *id)
+{
+    *id = (int64_t)((Rows *)base)->k << 24 | ((Rows *)base)->i;
+    return 0;
+}
+static const sqlite3_module rows_module = {.connect = rows_connect, .best_index = rows_best, .disconnect = rows_disconnect,
+    .destroy = rows_disconnect, .open = rows_open, .close = rows_close, .filter = rows_filter, .next = rows_next, .eof = rows_eof,
+    .column = rows_column, .rowid = rows_rowid};
+
+
+/* The only static: SQLite calls `equip` for each connection it opens and gives it no other context. */
+static __thread const Sqlite *loading;
+
+static void rows_source(sqlite3_context *x, int n, sqlite3_value **v)
+{
+    (void)n; (void)v;
+    Source *s = loading ? loading->user_data(x) : NULL;
+    if (s) loading->result_int64(x, (int64_t)(uintptr_t)s);
+}
+/* Give a new connection the virtual table, and a function that tells where its source is. */
+static int equip(sqlite3 *db, char **err, const void *api)
+{
+    (void)err; (void)api;
+    Source *s = loading ? calloc(1, sizeof *s) : NULL;
+    if (!s) return 0;
+    s->sql = *loading;
+    s->db = db;
+    if (s->sql.create_module_v2(db, "smartscan_rows", &rows_module, s, free)) return 0; /* frees it */
+    s->sql.create_function(db, "smartscan_source", 0, 1, s, rows_source, NULL, NULL);
+    return 0;
+}
+
+static PyObject *py_connect(PyObject *mod, PyObject *args)
 {
     const char *module;
     PyObject *connect;
     Sqlite s;
     (void)mod;
-    if (!PyArg_ParseTuple(args, "sO:capture", &module, &connect)) return NULL;
-    if (sqlite_load(module, &s)) { PyErr_SetString(PyExc_OSError, "SQLite's functions are not visible"); return NULL; }
-    captured = NULL;
-    s.auto_extension((void (*)(void))capture);
-    PyObject *conn = PyObject_CallNoArgs(connect);
-    s.cancel_auto_extension((void (*)(void))capture);
-    if (!conn) return NULL;
-    return Py_BuildValue("(NK)", conn, (unsigned long long)(uintptr_t)captured);
+    if (!PyArg_ParseTuple(args, "sO:connect", &module, &connect)) return NULL;
+    if (sqlite_load(module, &s)) { PyErr_SetString(PyExc_LookupError, "SQLite's functions are not visible"); return NULL; }
+    loading = &s;
+    s.auto_extension((void (*)(void))equip);
+    PyObject *conn = PyObject_CallNoArgs(connect), *row = NULL, *rows = NULL, *r = NULL;
+    s.cancel_auto_extension((void (*)(void))equip);
+    if (conn && (rows = PyObject_CallMethod(conn, "execute", "s", "SELECT smartscan_source()")) &&
+        (row = PyObject_CallMethod(rows, "fetchone", NULL)))
+        r = Py_BuildValue("(OO)", conn, PyTuple_GetItem(row, 0));
+    loading = NULL;
+    Py_XDECREF(conn); Py_XDECREF(row); Py_XDECREF(rows);
+    return r;
 }
 
 static PyObject *py_insert(PyObject *mod, PyObject *args)
 {
-    const char *module, *sql, *link_sql;
+    const char *sql, *link_sql;
     unsigned long long handle;
     Py_buffer buf, offs, ids, attrs;
     (void)mod;
-    if (!PyArg_ParseTuple(args, "sKssy*y*y*y*:insert", &module, &handle, &sql, &link_sql, &buf, &offs, &ids, &attrs)) return NULL;
-    Sqlite s;
-    sqlite3 *db = (sqlite3 *)(uintptr_t)handle;
-    sqlite3_stmt *st = NULL, *ln = NULL;
-    Attrs t = {0};
-    int rc = sqlite_load(module, &s) ? 1 : 0;
-    uint64_t rows = 0;
+    if (!PyArg_ParseTuple(args, "Kssy*y*y*y*:insert", &handle, &sql, &link_sql, &buf, &offs, &ids, &attrs)) return NULL;
+    Source *s = (Source *)(uintptr_t)handle;
+    int rc = 0, links = 0;
     PyThreadState *ts = PyEval_SaveThread();
+    s->buf = buf.buf; s->len = (size_t)buf.len; s->offs = offs.buf; s->ids = ids.buf; s->damaged = 0;
+    s->n = (size_t)(offs.len < ids.len ? offs.len : ids.len) / 8;
     for (size_t i = 0; !rc && i < (size_t)attrs.len / 24; i++) {
         const char *p = (char *)attrs.buf + 24 * i;
-        Attr *a = attr_add(&t, rd32(p), rd32(p + 4), rd32(p + 8));
+        Attr *a = attr_add(&s->attrs, rd32(p), rd32(p + 4), rd32(p + 8));
         if (!a) rc = 7;
         else a->id = (int64_t)rd64(p + 16);
     }
-    if (!rc) rc = s.prepare_v2(db, sql, -1, &st, NULL);
-    if (!rc) rc = s.prepare_v2(db, link_sql, -1, &ln, NULL);
-    for (size_t k = 0; k < (size_t)offs.len / 8 && !rc; k++) {
+    for (size_t k = 0; k < s->n && !links; k++) {
         Record r;
-        if (!record_at(buf.buf, (size_t)buf.len, rd64((char *)offs.buf + 8 * k), &r, 0)) { rc = 1; break; }
-        if (!r.size) continue;
-        int64_t dir = (int64_t)rd64((char *)ids.buf + 8 * k);
-        const char *text = r.text;
-        s.bind_int64(st, 1, dir);
-        for (uint32_t i = 0; i < r.h->n && !rc; i++) {
-            uint32_t from = name_from(&r, i), len = r.end[i] - from, type = r.mode[i] & S_IFMT;
-            Attr *a = t.a ? attr_slot(&t, r.mode[i], r.uid[i], r.gid[i]) : NULL;
-            if (!a || !a->used) { rc = 1; break; }
-            s.bind_text(st, 2, r.names + from, (int)len, NULL);
-            s.bind_int64(st, 3, a->id);
-            if (r.mode[i] & UNKNOWN)
-                for (int c = 4; c <= 10; c++) s.bind_null(st, c);
-            else {
-                s.bind_int64(st, 4, (int64_t)r.size[i]);
-                s.bind_int64(st, 5, (int64_t)r.blocks[i]);
-                s.bind_int64(st, 6, r.mtime[i]);
-                s.bind_int64(st, 7, r.ctime[i]);
-                s.bind_int64(st, 8, (int64_t)r.ino[i]);
-                s.bind_int64(st, 9, r.nlink[i]);
-                if (r.nlink[i] > 1 && type != S_IFDIR) s.bind_int64(st, 10, 1);
-                else s.bind_null(st, 10);
-            }
-            rc = s.step(st);
-            rc = rc == 101 ? 0 : rc ? rc : 1;
-            int rc2 = s.reset(st);
-            if (!rc) rc = rc2;
-            rows++;
-            if (!rc && type == S_IFLNK && (const char *)r.h + r.h->length - text >= 4) {
-                uint32_t tl = rd32(text);
-                if (tl > (uint64_t)((const char *)r.h + r.h->length - text - 4)) { rc = 1; break; }
-                if (tl) {
-                    s.bind_int64(ln, 1, dir);
-                    s.bind_text(ln, 2, r.names + from, (int)len, NULL);
-                    s.bind_text(ln, 3, text + 4, (int)tl, NULL);
-                    rc = s.step(ln);
-                    rc = rc == 101 ? 0 : rc ? rc : 1;
-                    rc2 = s.reset(ln);
-                    if (!rc) rc = rc2;
-                }
-                text += 4 + tl;
-            }
-        }
+        links = record_at(s->buf, s->len, rd64(s->offs + 8 * k), &r, 0) && r.size && r.h->symlinks;
     }
-    if (st) s.finalize(st);
-    if (ln) s.finalize(ln);
+    for (s->links = 0; s->links <= links && !rc; s->links++) {
+        sqlite3_stmt *st = NULL;
+        rc = s->sql.prepare_v2(s->db, s->links ? link_sql : sql, -1, &st, NULL);
+        if (!rc) rc = s->sql.step(st);
+        if (rc == 101) rc = 0;
+        int rc2 = s->sql.finalize(st);
+        if (!rc) rc = rc2;
+        if (!rc && s->damaged) rc = 11;
+    }
+    free(s->attrs.a);
+    s->attrs = (Attrs){0};
+    s->n = 0;
     PyEval_RestoreThread(ts);
-    free(t.a);
     PyBuffer_Release(&buf); PyBuffer_Release(&offs); PyBuffer_Release(&ids); PyBuffer_Release(&attrs);
-    return Py_BuildValue("(iK)", rc, (unsigned long long)rows);
-}
-
-/* Whether a handle is the one behind a Python connection: a row inserted by the one is seen by the other. */
-static PyObject *py_writes_to(PyObject *mod, PyObject *args)
-{
-    const char *module;
-    unsigned long long handle;
-    PyObject *conn;
-    Sqlite s;
-    sqlite3_stmt *st = NULL;
-    (void)mod;
-    if (!PyArg_ParseTuple(args, "sKO:writes_to", &module, &handle, &conn)) return NULL;
-    if (sqlite_load(module, &s)) Py_RETURN_FALSE;
-    int rc = s.prepare_v2((sqlite3 *)(uintptr_t)handle, "CREATE TEMP TABLE ours (n)", -1, &st, NULL);
-    if (!rc) rc = s.step(st) != 101;
-    s.finalize(st);
-    if (rc) Py_RETURN_FALSE;
-    PyObject *r = PyObject_CallMethod(conn, "execute", "s", "DROP TABLE temp.ours");
-    if (!r) { PyErr_Clear(); Py_RETURN_FALSE; }
-    Py_DECREF(r);
-    Py_RETURN_TRUE;
+    return PyLong_FromLong(rc);
 }
 
 static PyObject *py_xxh64(PyObject *mod, PyObject *args)
@@ -1496,9 +1607,12 @@ static PyMethodDef methods[] = {
     {"record", py_record, METH_VARARGS, "record(kind, path, flags, state, err, op, block, reason, dev, ino, own_blocks, dir_digest, waited_ns) -> bytes"},
     {"index", py_index, METH_VARARGS, "index(buffer, subdirs) -> (records, attrs, good_bytes): check every record, stop at the first torn one."},
     {"measure", py_measure, METH_VARARGS, "measure(buffer, offsets, top) -> (tally, largest, links)"},
-    {"capture", py_capture, METH_VARARGS, "capture(sqlite_module_file, connect) -> (connection, handle)"},
-    {"insert", py_insert, METH_VARARGS, "insert(sqlite_module_file, handle, sql, link_sql, buffer, offsets, dir_ids, attrs) -> (rc, rows)"},
-    {"writes_to", py_writes_to, METH_VARARGS, "writes_to(sqlite_module_file, handle, connection) -> bool"},
+    {"connect", py_connect, METH_VARARGS,
+     "connect(sqlite_module_file, connect) -> (connection, handle)\n\n"
+     "Call `connect`; what it opens gets the virtual table smartscan_rows. LookupError: this SQLite hides its functions."},
+    {"insert", py_insert, METH_VARARGS,
+     "insert(handle, sql, link_sql, buffer, offsets, dir_ids, attrs) -> SQLite's code\n\n"
+     "Run both statements, which select from smartscan_rows, once for the entries and once for the symbolic links."},
     {"xxh64", py_xxh64, METH_VARARGS, "xxh64(buffer) -> int"},
     {NULL}};
 static int module_exec(PyObject *m)

@@ -1,8 +1,8 @@
 """Many rows at once: from the columns of a shard into a table, without a Python object per row.
 
-Touches: the catalogue. The C extension binds to the very SQLite library and connection that Python's
-sqlite3 uses (it is handed the connection when SQLite opens it), so that rows and everything else commit
-together. Where the extension is missing, or Python carries a SQLite whose functions cannot be found,
+Touches: the catalogue. The C extension gives the very SQLite library and connection that Python's sqlite3
+uses a virtual table of a shard's rows (SQLite hands it the connection when it opens it), so that rows and
+everything else commit together. Where the extension is missing, or Python carries a SQLite whose functions cannot be found,
 executemany does the same, several times slower.
 """
 
@@ -12,14 +12,10 @@ import os
 import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from smartscan.codec import NATIVE, codec
 
-ENTRY_COLUMNS = 10
 UNKNOWN_MODE = 0x80000000
-_SQLITE_ERRORS = {5: sqlite3.OperationalError, 6: sqlite3.OperationalError, 8: sqlite3.OperationalError,
-                  10: sqlite3.OperationalError, 13: sqlite3.OperationalError, 11: sqlite3.DatabaseError}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,16 +32,21 @@ class Bulk:
         """
         if not offsets:
             return
-        sql = f"INSERT OR REPLACE INTO {table} VALUES (?, CAST(? AS TEXT), ?, ?, ?, ?, ?, ?, ?, ?)"
-        link_sql = f"INSERT OR REPLACE INTO {links} VALUES (?, CAST(? AS TEXT), CAST(? AS TEXT))"
         if self.handle:
-            sql, link_sql = sql.replace("CAST(? AS TEXT)", "?"), link_sql.replace("CAST(? AS TEXT)", "?")
-            code, _ = codec.insert(_module(), self.handle, sql, link_sql, buffer, offsets, dir_ids, attrs)
+            code = codec.insert(
+                self.handle,
+                f"INSERT OR IGNORE INTO {table} SELECT * FROM smartscan_rows",
+                f"INSERT OR IGNORE INTO {links} SELECT dir_id, name, attr_or_target FROM smartscan_rows",
+                buffer, offsets, dir_ids, attrs,
+            )
             if code:
-                error = _SQLITE_ERRORS.get(code & 0xFF, sqlite3.DatabaseError)(f"SQLite error {code} in a bulk insert")
+                kind = sqlite3.DatabaseError if code & 0xFF == sqlite3.SQLITE_CORRUPT else sqlite3.OperationalError
+                error = kind(f"SQLite error {code} while rows were inserted")
                 error.sqlite_errorcode = code
                 raise error
             return
+        sql = f"INSERT OR IGNORE INTO {table} VALUES (?, CAST(? AS TEXT), ?, ?, ?, ?, ?, ?, ?, ?)"
+        link_sql = f"INSERT OR IGNORE INTO {links} VALUES (?, CAST(? AS TEXT), CAST(? AS TEXT))"
         self._one_by_one(sql, link_sql, buffer, offsets, dir_ids, attrs)
 
     def _one_by_one(self, sql: str, link_sql: str, buffer: bytes, offsets: bytes, dir_ids: bytes, attrs: bytes) -> None:
@@ -81,24 +82,11 @@ def _module() -> str:
 
 
 def open_bulk(connect: Callable[[], sqlite3.Connection]) -> Bulk:
-    """Open a connection ready for bulk inserts. `connect` may open others before the one that it returns."""
-    if not NATIVE or not _module():
+    """Open a connection that takes whole shards. `connect` may open others before the one that it returns."""
+    if not NATIVE or not _module() or os.environ.get("SMART_SCAN_BULK") == "0":
         return Bulk(connect(), 0)
-    opened: list[sqlite3.Connection] = []
-
-    def keep() -> Any:
-        opened.append(connect())
-        return opened[0]
-
     try:
-        conn, handle = codec.capture(_module(), keep)
-    except OSError:  # this Python's SQLite hides its functions
-        return Bulk(opened[0] if opened else connect(), 0)
-    return Bulk(conn, handle if _is_ours(conn, handle) else 0)
-
-
-def _is_ours(conn: sqlite3.Connection, handle: int) -> bool:
-    """Whether the handle is this connection's: a row inserted through the one is seen by the other."""
-    if not handle or os.environ.get("SMART_SCAN_BULK") == "0":
-        return False
-    return bool(codec.writes_to(_module(), handle, conn))
+        conn, handle = codec.connect(_module(), connect)
+    except LookupError:
+        return Bulk(connect(), 0)
+    return Bulk(conn, handle)
