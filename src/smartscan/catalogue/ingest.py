@@ -24,7 +24,7 @@ from smartscan.catalogue.bulk import UNKNOWN_MODE, Bulk
 from smartscan.catalogue.open import transaction
 from smartscan.catalogue.problems import note_problem
 from smartscan.errors import MountError
-from smartscan.model import DirState, Op, WalkError, show
+from smartscan.model import DirState, Op, Root, Scope, WalkError, show
 from smartscan.codec import codec, kinds
 from smartscan.shard import BIG, KIND_ERROR, LAST, UNCHANGED, Record, Window
 
@@ -196,6 +196,34 @@ class Ingest:
             return None
         found = self.cache[path] = Dir(*row[:6], listed=row[3] is not None or row[6] > 0)
         return found
+
+    def known(self, root: Root) -> bytes:
+        """Give what a worker needs to recognise unchanged directories at and below a root: pairs of uint64
+        hash of the path and int64 digest. Remembers the rows, which the worker's records will ask for.
+
+        Cost: one row per directory.
+        """
+        top = self.find(root.path)
+        if top is None:
+            return b""
+        below = "" if root.scope is Scope.FILES else (
+            " UNION ALL SELECT dir.id, CASE tree.path WHEN '' THEN dir.name ELSE tree.path || '/' || dir.name END "
+            "FROM tree JOIN dir ON dir.mount_id = ?3 AND dir.parent_id = tree.id"
+        )
+        rows = self.conn.execute(
+            f"WITH RECURSIVE tree(id, path) AS (SELECT ?1, CAST(?2 AS TEXT){below}) "
+            "SELECT CAST(tree.path AS BLOB), dir.id, state, scan_id, digest, dev, own_blocks, own_entries "
+            "FROM tree JOIN dir ON dir.id = tree.id AND dir.mount_id = ?3",
+            (top.id, root.path, self.mount_id),
+        )
+        pair, xxh64, cache = struct.Struct("<Qq").pack, codec.xxh64, self.cache
+        pairs = []
+        for path, dir_id, state, scan_id, digest, dev, own_blocks, own_entries in rows:
+            if digest is not None:
+                pairs.append(pair(xxh64(path), digest))
+            if path not in cache and len(cache) < CACHE_DIRS:
+                cache[path] = Dir(dir_id, state, scan_id, digest, dev, own_blocks, digest is not None or own_entries > 0)
+        return b"".join(pairs)
 
     def path_of(self, dir_id: int) -> bytes:
         """Give the path of a directory by climbing its parents."""

@@ -237,22 +237,6 @@ def dir_id_of(conn: sqlite3.Connection, mount_id: int, path: bytes) -> int | Non
     return None if row is None else int(row[0])
 
 
-def digests(conn: sqlite3.Connection, mount_id: int, root: Root) -> Iterable[tuple[bytes, int]]:
-    """Give (path, digest) of every directory listed at or below a root. Cost: one row each."""
-    dir_id = dir_id_of(conn, mount_id, root.path)
-    if dir_id is None:
-        return
-    if root.scope is Scope.FILES:
-        for (digest,) in conn.execute("SELECT digest FROM dir WHERE id = ? AND digest IS NOT NULL", (dir_id,)):
-            yield root.path, digest
-        return
-    yield from conn.execute(
-        "WITH RECURSIVE tree(id, path, digest) AS (SELECT id, CAST(? AS TEXT), digest FROM dir WHERE id = ? UNION ALL "
-        "SELECT d.id, CASE tree.path WHEN '' THEN d.name ELSE tree.path || '/' || d.name END, d.digest FROM tree JOIN dir AS d "
-        "ON d.mount_id = ? AND d.parent_id = tree.id) SELECT CAST(path AS BLOB), digest FROM tree WHERE digest IS NOT NULL",
-        (root.path, dir_id, mount_id))
-
-
 def is_decided(conn: sqlite3.Connection, mount_id: int, scan_id: int, path: bytes) -> bool:
     """Whether this scan knows already what became of a directory."""
     dir_id = dir_id_of(conn, mount_id, path)

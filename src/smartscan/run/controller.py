@@ -9,7 +9,6 @@ import contextlib
 import logging
 import queue
 import shutil
-import struct
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +22,6 @@ from smartscan.catalogue.ingest import Ingest
 from smartscan.catalogue.lock import MountLock
 from smartscan.catalogue.open import transaction
 from smartscan.catalogue.problems import note_problem
-from smartscan.codec import codec
 from smartscan.engine import Engine, Job, Status
 from smartscan.errors import CatalogueBusy, CatalogueFull, EngineError, MountError, ShardError
 from smartscan.model import Chunk, ChunkState, DirState, Op, Outcome, Progress, Root, Scope, show
@@ -316,7 +314,7 @@ class Controller:
         try:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
-            known = self._known(chunk) if self.ingest.rescan else b""
+            known = b"".join(self.ingest.known(r) for r in chunk.roots) if self.ingest.rescan else b""
             if known:
                 (folder / "known.bin").write_bytes(known)
             own = {r.path for r in chunk.roots}
@@ -339,11 +337,6 @@ class Controller:
             return lambda: self._started(attempt, worker_id)
 
         self._ask(call)
-
-    def _known(self, chunk: Chunk) -> bytes:
-        pack_pair = struct.Struct("<Qq").pack
-        return b"".join(pack_pair(codec.xxh64(path), digest) for root in chunk.roots
-                        for path, digest in ledger.digests(self.conn, self.mount_id, root))
 
     def _started(self, attempt: Attempt, worker_id: str) -> None:
         attempt.worker_id = worker_id

@@ -39,6 +39,7 @@ from smartscan.worker.orders import Orders
 BATCH_NS = 5_000_000  # one call into the walker: long against the 20 us it costs, short against a redo
 SEAL_BYTES = 8 << 20  # about 100,000 entries: a tenth of a second to ingest
 SEAL_S = 1.0  # rows become visible about this long after they were read
+FEW_DIRS = 256  # with so few waiting a chunk may have a tenth more entries: it is perhaps the end
 SPARE_SLOTS = 32  # threads that may be lost to hung calls before the walker gives up
 WATCH_S = 0.05
 
@@ -292,7 +293,10 @@ class Walker:
             entries += slot.entries
             bytes_ += slot.blocks * 512
         why = ""
-        if entries >= self.limits.chunk_entries:
+        most = self.limits.chunk_entries
+        if len(self.queue) <= FEW_DIRS:
+            most += most // 10
+        if entries >= most:
             why = "entries"
         elif bytes_ >= self.limits.chunk_bytes:
             why = "bytes"
