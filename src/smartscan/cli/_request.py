@@ -58,6 +58,7 @@ def walk_options(function: Callable[..., int | None]) -> Callable[..., int | Non
         click.option("--exclude", "patterns", type=Patterns(), multiple=True, envvar="SMART_SCAN_EXCLUDE", metavar="PATTERN",
                      help="Record, but do not enter, directories of this name (or path, where it has a slash). May be repeated."),
         click.option("--enter-system-dirs", is_flag=True, help="Enter snapshot and system directories of NAS makers as well."),
+        click.option("--moved", is_flag=True, help="The share lies on another file system than before, and that is right."),
         click.option("--one-file-system", is_flag=True, help="Do not enter other mounts below the share."),
     )):
         function = option(function)
@@ -66,7 +67,7 @@ def walk_options(function: Callable[..., int | None]) -> Callable[..., int | Non
 
 def request(path: str, name: str, db: Path | None, *, chunk_size: int, chunk_entries: int, max_containers: int, cpus: float,
             memory: int, threads: int, stall_after: float, engine: str, image: str, patterns: tuple[str, ...],
-            enter_system_dirs: bool, one_file_system: bool, analyze: bool = False, quiet: bool = False) -> Request:
+            enter_system_dirs: bool, one_file_system: bool, moved: bool, analyze: bool = False, quiet: bool = False) -> Request:
     """Make the request of a command's options. The path is not looked at: that is for workers."""
     from smartscan.run.request import Request
 
@@ -74,7 +75,7 @@ def request(path: str, name: str, db: Path | None, *, chunk_size: int, chunk_ent
         config.catalogue_path(db), os.path.abspath(os.fsencode(path)), name,
         Limits(chunk_bytes=chunk_size, chunk_entries=chunk_entries, stall_s=stall_after, threads=threads),
         Rules(tuple(os.fsencode(p) for p in patterns), not enter_system_dirs, one_file_system),
-        Resources(cpus, memory), max_containers, engine, image, analyze)
+        Resources(cpus, memory), max_containers, engine, image, analyze, moved)
     if quiet:
         return made
     line = ProgressLine()

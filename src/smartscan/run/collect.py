@@ -33,6 +33,8 @@ class Result:
     fs: dict[str, int] | None = None
     share_id: tuple[int, int] | None = None
     abandoned: bool = False
+    fs_type: str = ""
+    source: str = ""
     message: str = ""
 
 
@@ -45,7 +47,8 @@ def read_result(folder: Path) -> Result | None:
             Outcome(data["outcome"]), tuple(_plain(name) for name in data["shards"]),
             tuple(Root.from_json(r) for r in data["leftover"]),
             tuple(Stuck(_error(s), noted) for s in data["stuck"]), data["fs"],
-            tuple(data["share_id"]) if data["share_id"] else None, data["walker"] == "abandoned", str(data["message"]))
+            tuple(data["share_id"]) if data["share_id"] else None, data["walker"] == "abandoned", str(data["fs_type"]), str(data["source"]),
+            str(data["message"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -64,11 +64,11 @@ class Attempt:
 class Controller:
     """One scan from its chunks to the supervisor's End."""
 
-    def __init__(self, request: Request, engine: Engine, ingest: Ingest, lock: MountLock, *, fs_type: str, source: str,
+    def __init__(self, request: Request, engine: Engine, ingest: Ingest, lock: MountLock, *, fs_type: str | None,
                  avoid: Iterable[bytes] = (), settings: sup.Settings) -> None:
         self.request, self.engine, self.ingest, self.lock = request, engine, ingest, lock
         self.conn, self.scan_id, self.mount_id = ingest.conn, ingest.scan_id, ingest.mount_id
-        self.fs_type, self.source = fs_type, source
+        self.fs_type, self.source = fs_type, ""
         self.avoid = set(avoid)
         self.supervisor = sup.Supervisor(settings)
         self.settings = settings
@@ -320,7 +320,8 @@ class Controller:
             own = {r.path for r in chunk.roots}
             Orders(share=self.request.path, scan_id=self.scan_id, chunk_id=chunk_id, attempt=number, roots=chunk.roots,
                    limits=self.request.limits, patterns=self.request.patterns, one_file_system=self.request.rules.one_file_system,
-                   stuck=tuple(sorted((self.avoid | self.stuck) - own)), known=bool(known), share_id=self.share_id).write(folder)
+                   stuck=tuple(sorted((self.avoid | self.stuck) - own)), known=bool(known), fs_type=self.fs_type,
+                   share_id=self.share_id).write(folder)
         except OSError as e:
             full = directory.explained(e, folder.parent)
             self.tell(sup.StartFailed(chunk_id, number, str(full)))
@@ -489,6 +490,8 @@ class Controller:
             again = salvaged(attempt.folder, roots, Outcome.FAILED, stall_s=stall_s, known_stuck=result.stuck,
                              message="a shard was damaged; its part is listed again")
             result = replace(again, abandoned=result.abandoned)
+        if result.fs_type:
+            self.fs_type, self.source = result.fs_type, result.source
         new_stuck = self._stuck(result)
         self.fs = result.fs or self.fs
         self.share_id = self.share_id or result.share_id
@@ -501,6 +504,8 @@ class Controller:
             words += f"; {len(result.stuck)} paths did not answer" if result.stuck else ""
             self.event("ended", words, chunk_id, number)
             tail = status.log_tail if result.outcome not in (Outcome.SEALED, Outcome.CANCELLED) else None
+            if result.fs_type:
+                ledger.set_storage(self.conn, self.mount_id, result.fs_type, result.source)
             ledger.end_attempt(self.conn, chunk_id, number, result.outcome, time.time(), exit_code=status.exit_code, log_tail=tail)
 
         self._persist(write)
@@ -518,7 +523,7 @@ class Controller:
                 e = s.error
                 if not s.noted and e.op in (Op.OPEN, Op.READDIR):
                     self.ingest.decide(e.path, DirState.TIMED_OUT, DirState.TIMED_OUT.value, time.time(), err=e.errno, op=e.op)
-                note_problem(self.conn, self.mount_id, self.scan_id, e, time.time(), cause=cause(e, self.fs_type, self.source))
+                note_problem(self.conn, self.mount_id, self.scan_id, e, time.time(), cause=cause(e, self.fs_type or "", self.source))
 
         if fresh:
             self._persist(write)

@@ -43,6 +43,7 @@ class Request:
     engine: str = "auto"
     image: str = config.WORKER_IMAGE
     analyze: bool = False
+    moved: bool = False  # the share lies on another file system than before, and that is right
     say: Callable[[str], None] = lambda _text: None  # a sentence for the user
     glance: Callable[[Glance], None] = lambda _glance: None  # called a few times a second
 

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from smartscan import engine as engines
-from smartscan import mounts
 from smartscan import supervisor as sup
 from smartscan.catalogue import ledger
 from smartscan.catalogue import open as opening
@@ -122,16 +121,14 @@ class _Scan:
         request = self.request
         with opening.transaction(self.conn):
             self.mount_id = ledger.mount(self.conn, request.name, request.path, self.now)
-            info = mounts.lookup(request.path, mounts.read())
-            ledger.set_storage(self.conn, self.mount_id, info.fs_type if info else "", info.source if info else "")
             self.rescan = ledger.mount_usage(self.conn, self.mount_id) is not None
             self.scan_id = self._open()
         if not self.only_failed:
             self.avoid = ledger.undue(self.conn, self.mount_id, self.now)
         ingest = Ingest(self.bulk, self.mount_id, self.scan_id, rescan=self.rescan)
         settings = sup.Settings(max_containers=request.max_containers, stall_s=request.limits.stall_s)
-        self.controller = Controller(request, self.engine, ingest, self.lock, fs_type=info.fs_type if info else "",
-                                     source=info.source if info else "", avoid=(p for p, _, _ in self.avoid), settings=settings)
+        self.controller = Controller(request, self.engine, ingest, self.lock, fs_type=None if request.moved else self._fs_type(),
+                                     avoid=(p for p, _, _ in self.avoid), settings=settings)
         c = self.controller
         try:
             with self._interrupts():
@@ -141,6 +138,9 @@ class _Scan:
         finally:
             c.close()
         return self._close(ending)
+
+    def _fs_type(self) -> str | None:
+        return self.conn.execute("SELECT fs_type FROM mount WHERE id = ?", (self.mount_id,)).fetchone()[0] or None
 
     def _open(self) -> int:
         engine, holder, options = self.engine.name, self.lock.holder.to_json(), self.request.options()

@@ -17,8 +17,9 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from smartscan import mounts
 from smartscan.errors import ShardError
-from smartscan.model import Op, Outcome, Root, b64, unb64
+from smartscan.model import Op, Outcome, Root, b64, show, unb64
 from smartscan.shard import leftover_files, salvage, write_json
 from smartscan.walk import SLOT_BYTES, Slot
 from smartscan.worker.orders import Orders
@@ -45,11 +46,17 @@ class Guard:
         self.given = 0
         self.final: dict[str, Any] | None = None
         self.failure = ""
+        self.storage = mounts.lookup(orders.share, mounts.read())
         self.pid = 0
         self.status: int | None = None
 
     def run(self) -> int:
         """Run the attempt to its end; returns the exit status."""
+        fs_type = self.storage.fs_type if self.storage else ""
+        if self.orders.fs_type not in (None, fs_type):
+            print(f"{show(self.orders.share)} is on {fs_type or 'nothing'} now, and the catalogue knows it on {self.orders.fs_type}: "
+                  "is the share mounted? If it moved for good, use --moved", file=sys.stderr, flush=True)
+            return EXIT_NO_SHARE
         from_walker, out = os.pipe()
         orders_in, self.order_fd = os.pipe()
         sys.stdout.flush()
@@ -185,7 +192,9 @@ class Guard:
                fs: dict[str, int] | None, walker: str, message: str) -> None:
         write_json(self.folder / "result.json", {
             "outcome": outcome.value, "shards": shards, "leftover": leftover, "stuck": stuck, "fs": fs, "walker": walker,
-            "message": message, "share_id": self.share_id, **self.totals}, durable=True)
+            "message": message, "share_id": self.share_id,
+            "fs_type": self.storage.fs_type if self.storage else "", "source": self.storage.source if self.storage else "",
+            **self.totals}, durable=True)
 
 
 def _death(status: int | None) -> str:
