@@ -69,7 +69,7 @@ def keep_reserve(path: Path) -> bool:
         return False
     try:
         # Random, because a file system that compresses would keep nothing of zeros.
-        reserve.write_bytes(os.urandom(RESERVE_BYTES))
+        reserve.write_bytes(os.urandom(RESERVE_BYTES >> 4) * 16)
     except OSError:
         release_reserve(path)
         return False

@@ -242,7 +242,8 @@ class Controller:
                 after.append(lambda: self.request.say("Going on."))
             case sup.MountDead():
                 self.event("mount dead", "the mount does not answer any more; nothing is started on it")
-                after.append(lambda: self.request.say(f"The mount {show(self.request.path)} does not answer; its other chunks are deferred."))
+                if not self.unreachable:
+                    after.append(lambda: self.request.say(f"The mount {show(self.request.path)} does not answer; its other chunks are deferred."))
             case sup.End(ending):
                 self.ending = ending
 

@@ -6,6 +6,7 @@ Touches: the attempt's folder only. Never the share: it cannot be hung by it.
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import mmap
 import os
@@ -213,7 +214,7 @@ def _child(folder: Path, orders: Orders, shared: Any, out: int, orders_in: int) 
         walker.run(orders_in)
         status = 0
     except OSError as e:
-        walker.say(failed=f"{e.strerror or e}: {os.fsdecode(e.filename or orders.share)}")
+        walker.say(failed=f"{show(os.fsencode(e.filename or orders.share))}: {e.strerror or e}; check the path, and whether the share is mounted")
     except BaseException:  # the program loop of this process: whatever it is, the guard must hear of it
         walker.say(failed=traceback.format_exc(limit=-4))
     finally:
@@ -229,6 +230,7 @@ def main(argv: list[str]) -> int:
     except ShardError as e:
         print(e, file=sys.stderr)
         return 2
+    gc.set_threshold(200_000, 20, 20)  # jobs come and go by the thousand, none of them in a cycle
     guard = Guard(folder, orders)
 
     def on_term(_signal: int, _frame: Any) -> None:
