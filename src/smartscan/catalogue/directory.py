@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from smartscan import config
-from smartscan.errors import CatalogueError, CatalogueFull
+from smartscan.errors import CatalogueError, CatalogueFull, UsageError
 
 # On a full disk a catalogue with a write-ahead log cannot even be opened to say so. What is set aside for
 # that day takes the log of a transaction and its index.
@@ -74,6 +74,25 @@ def keep_reserve(path: Path) -> bool:
         release_reserve(path)
         return False
     return True
+
+
+def give_to_owner(path: Path) -> None:
+    """Let the catalogue belong to PUID:PGID, as NAS users know them; only where they are set and this is root.
+
+    SQLite gives its side files the owner of the catalogue. UsageError for values that are no numbers.
+    """
+    ids = []
+    for name in ("PUID", "PGID"):
+        value = os.environ.get(name, "")
+        if value and not value.isdecimal():
+            raise UsageError(f"{name} is '{value}', and must be a number, such as 99")
+        ids.append(int(value) if value else -1)
+    if os.geteuid() != 0 or ids == [-1, -1]:
+        return
+    locks = path.parent / "locks"
+    for file in (path.parent, path, _reserve(path), locks, *(locks.glob("*.lock") if locks.is_dir() else ())):
+        with suppress(OSError):  # a file system without owners
+            os.chown(file, *ids, follow_symlinks=False)
 
 
 def release_reserve(path: Path) -> bool:

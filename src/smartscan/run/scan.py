@@ -22,7 +22,7 @@ from typing import Any
 
 from smartscan import engine as engines
 from smartscan import supervisor as sup
-from smartscan.catalogue import ledger
+from smartscan.catalogue import directory, ledger
 from smartscan.catalogue import open as opening
 from smartscan.catalogue.bulk import Bulk, open_bulk
 from smartscan.catalogue.ingest import Ingest, refill_largest
@@ -101,6 +101,7 @@ def _run(request: Request, *, only_failed: bool) -> Report:
             for warning in storage.warnings:
                 request.say(f"Warning: {warning}.")
             bulk = open_bulk(functools.partial(opening.open_catalogue, request.db, create=not only_failed, storage=storage))
+            directory.give_to_owner(request.db)
             try:
                 return _Scan(request, engine, bulk, lock, surveyed, only_failed).run()
             finally:
