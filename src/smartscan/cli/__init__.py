@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 import click
 
 from smartscan import __version__
-from smartscan.errors import EXIT_INTERRUPTED, SmartScannerError
+from smartscan.errors import EXIT_INTERRUPTED, SmartScannerError, UsageError
 
 PROGRAM = "smartscan"
 
@@ -124,3 +124,8 @@ def main(ctx: click.Context) -> None:
     from smartscan import config
 
     ctx.default_map = config.default_map()
+    if umask := os.environ.get("UMASK"):  # as NAS users know it from other containers
+        try:
+            os.umask(int(umask, 8))
+        except ValueError:
+            raise UsageError(f"UMASK is '{umask}', and must be octal, such as 022") from None
