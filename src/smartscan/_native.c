@@ -39,7 +39,7 @@
 enum { KIND_DIR = 1, KIND_ERROR = 2, KIND_END = 3 };
 enum { LAST = 1, UNCHANGED = 2, BIG = 4 };
 enum { FOUND, LISTED, EXCLUDED, DENIED, TIMED_OUT, IO_ERROR, OTHER_MOUNT, VANISHED };
-enum { OP_IDLE, OP_OPEN, OP_READDIR, OP_STAT, OP_READLINK };
+enum { OP_IDLE, OP_OPEN, OP_READDIR, OP_STAT, OP_READLINK, OP_STATFS };
 #define UNKNOWN 0x80000000u /* in mode: stat did not answer, only the type bits are known */
 #define BLOCK_NAMES 8192    /* names of one record; a directory with more is split into blocks */
 #define OUT_BYTES (1u << 20)/* a batch ends when it holds this much */
@@ -229,27 +229,26 @@ static int avoided(Walker *w, const char *dir, size_t dlen, const char *name, si
     return hit;
 }
 
-static const char *excluded(Walker *w, const char *dir, size_t dlen, const char *name)
+static const char *excluded(Walker *w, const char *dir, size_t dlen, const char *name, int *failed)
 {
-    char full[PATH_MAX];
-    int have_full = 0;
-    for (size_t i = 0; i < w->n_patterns; i++) {
+    char *full = NULL; /* may be longer than PATH_MAX */
+    const char *hit = NULL;
+    for (size_t i = 0; i < w->n_patterns && !hit; i++) {
         const char *pat = w->patterns[i];
         if (strchr(pat, '/')) {
-            if (!have_full) {
-                size_t n = strlen(name);
-                if (dlen + 1 + n >= sizeof full) continue;
+            if (!full) {
+                size_t n = strlen(name), at = dlen;
+                if (!(full = malloc(dlen + n + 2))) { *failed = 1; return NULL; }
                 memcpy(full, dir, dlen);
-                size_t at = dlen;
                 if (dlen) full[at++] = '/';
                 memcpy(full + at, name, n + 1);
-                have_full = 1;
             }
-            if (!fnmatch(pat[0] == '/' ? pat + 1 : pat, full, 0)) return pat;
+            if (!fnmatch(pat[0] == '/' ? pat + 1 : pat, full, 0)) hit = pat;
         } else if (!fnmatch(pat, name, 0))
-            return pat;
+            hit = pat;
     }
-    return NULL;
+    free(full);
+    return hit;
 }
 
 static int known_digest(Walker *w, const char *path, size_t len, uint64_t *digest)
@@ -268,17 +267,15 @@ struct how { uint64_t flags, mode, resolve; };
 #define SYS_openat2 437
 #endif
 
-/* One hop below fd, never through a symbolic link. Kernels before 5.6 have no openat2(2): there only
- * the last component is guarded. */
-static int open_hop(Walker *w, int fd, const char *path)
+/* One hop below fd, never through a symbolic link. On the way (`!last`) a directory must be searchable only. */
+static int open_hop(Walker *w, int fd, const char *path, int last)
 {
-    int flags = O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK;
+    int flags = O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC | (last ? O_RDONLY | O_NONBLOCK : O_PATH);
     for (;;) {
-        int got, noatime = w->noatime ? O_NOATIME : 0;
+        int got, noatime = last && w->noatime ? O_NOATIME : 0;
         if (w->use_openat2) {
             struct how how = {(uint64_t)(flags | noatime), 0, 0x04 | 0x08}; /* NO_SYMLINKS | BENEATH */
             got = (int)syscall(SYS_openat2, fd, path, &how, sizeof how);
-            if (got < 0 && (errno == ENOSYS || errno == E2BIG)) { w->use_openat2 = 0; continue; }
         } else
             got = openat(fd, path, flags | noatime);
         if (got < 0 && errno == EPERM && noatime) { w->noatime = 0; continue; }
@@ -286,24 +283,37 @@ static int open_hop(Walker *w, int fd, const char *path)
     }
 }
 
-/* Open a directory relative to the share, however long its path is. */
+/* Kernels before 5.6 have no openat2(2), and an old container engine refuses it with EPERM. */
+static int has_openat2(int root_fd)
+{
+    struct how how = {O_PATH | O_DIRECTORY | O_CLOEXEC, 0, 0x04 | 0x08};
+    int fd = (int)syscall(SYS_openat2, root_fd, ".", &how, sizeof how);
+    if (fd >= 0) close(fd);
+    return fd >= 0;
+}
+
+/* Open a directory relative to the share, however long its path is: hop by hop where it is too long for one
+ * call, component by component where only openat(2) guards against symbolic links. */
 static int open_path(Walker *w, const char *path, size_t len)
 {
-    if (!len) return open_hop(w, w->root_fd, ".");
-    if (len < PATH_MAX) {
-        char hop[PATH_MAX];
-        memcpy(hop, path, len); hop[len] = 0;
-        return open_hop(w, w->root_fd, hop);
-    }
+    if (!len) return open_hop(w, w->root_fd, ".", 1);
     int fd = w->root_fd;
     size_t at = 0;
     while (at < len) {
-        size_t end = at + PATH_MAX - 1;
-        if (end >= len) end = len;
-        else while (path[end] != '/') end--;
         char hop[PATH_MAX];
+        size_t end = len - at < PATH_MAX ? len : at + PATH_MAX - 1;
+        if (!w->use_openat2) {
+            const char *slash = memchr(path + at, '/', end - at);
+            if (slash) end = (size_t)(slash - path);
+        }
+        while (end < len && end > at && path[end] != '/') end--;
+        if (end == at) { /* no file system has such a name */
+            if (fd != w->root_fd) close(fd);
+            errno = ENAMETOOLONG;
+            return -1;
+        }
         memcpy(hop, path + at, end - at); hop[end - at] = 0;
-        int next = open_hop(w, fd, hop), e = errno;
+        int next = open_hop(w, fd, hop, end == len), e = errno;
         if (fd != w->root_fd) close(fd);
         if (next < 0) { errno = e; return -1; }
         fd = next;
@@ -583,7 +593,7 @@ static void write_block(Batch *b, int fd, const Job *job, const St *self, int32_
         const char *reason = NULL;
         uint32_t sub_state = FOUND;
         if (avoided(w, job->path, job->len, name, e->len)) continue; /* reported by who found it stuck */
-        if ((rule = excluded(w, job->path, job->len, name))) { sub_state = EXCLUDED; reason = rule; }
+        if ((rule = excluded(w, job->path, job->len, name, &b->failed))) { sub_state = EXCLUDED; reason = rule; }
         else if (e->known && w->one_fs && st->dev != w->root_dev) { sub_state = OTHER_MOUNT; reason = "--one-file-system"; }
         if (sub_state == FOUND) {
             job_push(b, job->path, job->len, name, e->len, node);
@@ -808,6 +818,7 @@ static PyObject *walker_walk(PyObject *self, PyObject *args)
             Ent *e = &b.ents[i];
             buf_add(&blob, &e->ino, 8); buf_add(&blob, &e->type, 1); buf_add(&blob, b.names.p + e->off, e->len + 1);
         }
+        if (blob.failed && t) { Py_CLEAR(t); PyErr_NoMemory(); }
         large = t ? Py_BuildValue("(Niy#KKK)", t, big_fd, blob.p ? blob.p : "", (Py_ssize_t)blob.len, (unsigned long long)big_self.dev,
                                   (unsigned long long)big_self.ino, (unsigned long long)big_self.blocks) : NULL;
         free(blob.p);
@@ -930,7 +941,7 @@ static PyObject *walker_new(PyTypeObject *type, PyObject *args, PyObject *kw)
     St st;
     if (!w) goto fail;
     pthread_mutex_init(&w->avoid_lock, NULL);
-    w->root_fd = fd; w->one_fs = one_fs; w->depth = depth; w->use_openat2 = 1; w->noatime = 1;
+    w->root_fd = fd; w->one_fs = one_fs; w->depth = depth; w->use_openat2 = has_openat2(fd); w->noatime = 1;
     w->shared = shared; w->slots = (size_t)shared.len / SLOT_BYTES;
     memset(&shared, 0, sizeof shared);
     if (stat_at(fd, "", AT_EMPTY_PATH, &st)) { PyErr_SetFromErrno(PyExc_OSError); goto fail; }
@@ -1028,14 +1039,38 @@ typedef struct {
     const uint32_t *nlink, *mode, *uid, *gid, *end;
 } Record;
 
+/* Whether the header counts what the columns hold, and every symbolic link has its target. */
+static int counts_fit(const Record *r)
+{
+    const Header *h = r->h;
+    uint32_t subdirs = 0, symlinks = 0, links = 0;
+    for (uint32_t i = 0; i < h->n; i++) {
+        uint32_t type = r->mode[i] & S_IFMT;
+        subdirs += type == S_IFDIR;
+        symlinks += type == S_IFLNK;
+        links += type != S_IFDIR && r->nlink[i] > 1;
+    }
+    const char *p = r->text;
+    size_t left = h->text_len;
+    for (uint32_t i = 0; i < symlinks; i++) {
+        if (left < 4 || rd32(p) > left - 4) return 0;
+        size_t step = 4 + (size_t)rd32(p);
+        p += step;
+        left -= step;
+    }
+    return !left && subdirs == h->subdirs && symlinks == h->symlinks && links == h->links;
+}
+
 /* Check a record against everything it says of itself. Returns its length, or 0 when it is torn. */
 static size_t record_at(const char *buf, size_t len, size_t at, Record *r, int verify)
 {
     if (at > len || len - at < sizeof(Header)) return 0;
     const Header *h = (const Header *)(buf + at);
     if (h->magic != MAGIC || h->length < sizeof *h || h->length > len - at || h->length % 8) return 0;
+    if (h->kind < KIND_DIR || h->kind > KIND_END || h->flags > (LAST | UNCHANGED | BIG) || h->state > VANISHED || h->op > OP_STATFS) return 0;
     int full = h->kind == KIND_DIR && h->n && !(h->flags & UNCHANGED);
-    uint64_t count = full ? h->n : h->flags & UNCHANGED ? h->subdirs : 0;
+    if (h->flags & UNCHANGED ? h->kind != KIND_DIR || h->subdirs > h->n : !full && (h->n || h->subdirs || h->names_len)) return 0;
+    uint64_t count = full ? h->n : h->subdirs;
     uint64_t need = pad8(sizeof *h + pad8(h->path_len) + count * (full ? 60 : 4) + (uint64_t)h->names_len + h->text_len);
     if (need != h->length) return 0;
     if (verify) {
@@ -1052,7 +1087,6 @@ static size_t record_at(const char *buf, size_t len, size_t at, Record *r, int v
             free(all);
         }
         if (check != h->check || (full && h->digest != xxh64(h + 1, h->length - sizeof *h, 0))) return 0;
-        if (h->kind < KIND_DIR || h->kind > KIND_END) return 0;
     }
     const char *p = (const char *)(h + 1) + pad8(h->path_len);
     *r = (Record){.h = h, .path = (const char *)(h + 1)};
@@ -1071,7 +1105,8 @@ static size_t record_at(const char *buf, size_t len, size_t at, Record *r, int v
             if (r->end[i] <= last || r->end[i] > h->names_len) return 0;
             last = r->end[i];
         }
-        if (last != h->names_len && count) return 0;
+        if (last != h->names_len) return 0;
+        if (full && !counts_fit(r)) return 0;
     }
     return h->length;
 }
@@ -1146,16 +1181,18 @@ static PyObject *py_index(PyObject *mod, PyObject *args)
     }
     if (list && (attrs = PyList_New(0))) {
         PyObject **by = calloc(t.n + 1, sizeof *by);
+        int bad = !by;
         for (size_t i = 0; by && t.a && i <= t.mask; i++)
             if (t.a[i].used) by[t.a[i].id] = Py_BuildValue("(III)", t.a[i].mode, t.a[i].uid, t.a[i].gid);
         for (size_t i = 0; by && i < t.n; i++) {
-            if (by[i]) PyList_Append(attrs, by[i]);
+            if (!by[i] || PyList_Append(attrs, by[i])) bad = 1;
             Py_XDECREF(by[i]);
         }
         free(by);
-        result = Py_BuildValue("(NNn)", list, attrs, (Py_ssize_t)at);
-    } else
-        Py_XDECREF(list);
+        if (!bad) result = Py_BuildValue("(OOn)", list, attrs, (Py_ssize_t)at);
+        else if (!PyErr_Occurred()) PyErr_NoMemory();
+    }
+    Py_XDECREF(list); Py_XDECREF(attrs);
     free(t.a);
     PyBuffer_Release(&buf);
     return result;
@@ -1235,18 +1272,24 @@ static const char *size_class(uint64_t size)
 }
 
 typedef struct { uint64_t size; size_t at; uint32_t i; } Top;
+/* Of two files of one size the one that comes first in the buffer is kept. */
+static int top_less(const Top *a, const Top *b)
+{
+    if (a->size != b->size) return a->size < b->size;
+    return a->at != b->at ? a->at > b->at : a->i > b->i;
+}
 static void top_add(Top *heap, size_t *n, size_t cap, Top t)
 {
     size_t i;
     if (*n < cap) {
-        for (i = (*n)++; i && heap[(i - 1) / 2].size > t.size; i = (i - 1) / 2) heap[i] = heap[(i - 1) / 2];
+        for (i = (*n)++; i && top_less(&t, &heap[(i - 1) / 2]); i = (i - 1) / 2) heap[i] = heap[(i - 1) / 2];
     } else {
-        if (t.size <= heap[0].size) return;
+        if (!top_less(&heap[0], &t)) return;
         for (i = 0;;) {
             size_t c = 2 * i + 1;
             if (c >= cap) break;
-            if (c + 1 < cap && heap[c + 1].size < heap[c].size) c++;
-            if (heap[c].size >= t.size) break;
+            if (c + 1 < cap && top_less(&heap[c + 1], &heap[c])) c++;
+            if (!top_less(&heap[c], &t)) break;
             heap[i] = heap[c];
             i = c;
         }

@@ -5,17 +5,19 @@ Touches: nothing. SMART_SCAN_NATIVE=0 in the environment asks for the twin.
 
 from __future__ import annotations
 
+import importlib
 import os
 from types import ModuleType
 
-codec: ModuleType
 
-if os.environ.get("SMART_SCAN_NATIVE", "1") != "0":
-    try:
-        from smartscan import _native as codec
-    except ImportError:
-        from smartscan.codec import python as codec
-else:
-    from smartscan.codec import python as codec
+def _choose() -> ModuleType:
+    if os.environ.get("SMART_SCAN_NATIVE", "1") != "0":
+        try:
+            return importlib.import_module("smartscan._native")
+        except ImportError:
+            pass
+    return importlib.import_module("smartscan.codec.python")
 
-NATIVE = codec.__name__.endswith("_native")
+
+codec = _choose()
+NATIVE = codec.__name__ == "smartscan._native"

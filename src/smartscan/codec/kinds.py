@@ -15,7 +15,7 @@ _CLASSES = ((1, b"0"), (4096, b"1-4K"), (65536, b"4K-64K"), (1 << 20, b"64K-1M")
 
 
 def extension(name: bytes) -> bytes:
-    """After the last dot that is not a leading one: 1 to 16 letters, digits, _, - or non-ASCII bytes, in lower case."""
+    """After the last dot but leading ones: 1 to 16 letters, digits, _, - or non-ASCII bytes, lower case."""
     stem = name.lstrip(b".")
     _, dot, ext = stem.rpartition(b".")
     ext = ext.lower()
@@ -23,12 +23,16 @@ def extension(name: bytes) -> bytes:
 
 
 def month(mtime_ns: int) -> bytes:
-    """YYYY-MM in UTC."""
-    return (_EPOCH + timedelta(seconds=mtime_ns // 10**9)).strftime("%Y-%m").rjust(7, "0").encode()
+    """YYYY-MM in UTC; times end where 64 bits of nanoseconds do, in 1677 and 2262."""
+    seconds = min(max(mtime_ns, -(1 << 63)), (1 << 63) - 1) // 10**9
+    when = _EPOCH + timedelta(seconds=seconds)
+    return f"{when.year:04}-{when.month:02}".encode()
 
 
 def size_class(size: int) -> bytes:
-    """The class of sizes a file falls in."""
+    """The class of sizes a file falls in; a negative size is one above 2^63, as SQLite gives it back."""
+    if size < 0:
+        return b"4G+"
     return next((key for limit, key in _CLASSES if size < limit), b"4G+")
 
 

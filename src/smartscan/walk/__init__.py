@@ -8,28 +8,24 @@ A job is an opaque token: a directory to list together with the identities of it
 
 from __future__ import annotations
 
+import importlib
 import os
 import struct
 from typing import Any
 
-from smartscan.model import Root, Scope
 from smartscan.codec import NATIVE
+from smartscan.model import Root, Scope
 
 FILES, CHAIN = 1, 2  # flags of a job
 SLOT_BYTES = 16384
 _SLOT = struct.Struct("<QQQQQIIII")  # beat, entries, dirs, bytes, blocks, op, path_len, name_len
 
 
-def open_walker(root_fd: int, shared: Any, *, patterns: tuple[bytes, ...], known: bytes, one_file_system: bool,
-                depth: int) -> Any:
+def open_walker(root_fd: int, shared: Any, *, patterns: tuple[bytes, ...], known: bytes,
+                one_file_system: bool, depth: int) -> Any:
     """Make a walker on an open share. `shared` is writable memory of SLOT_BYTES for each thread."""
-    if NATIVE:
-        from smartscan import _native
-
-        return _native.Walker(root_fd, shared, patterns, known, one_file_system, depth)
-    from smartscan.walk import python
-
-    return python.Walker(root_fd, shared, patterns, known, one_file_system, depth)
+    door = importlib.import_module("smartscan._native" if NATIVE else "smartscan.walk.python")
+    return door.Walker(root_fd, shared, patterns, known, one_file_system, depth)
 
 
 def open_share(path: bytes) -> int:

@@ -1,0 +1,380 @@
+"""Make and read records in Python: the twin of `record`, `index`, `measure` and `xxh64` in _native.c.
+
+Pure. Same arguments, same results, same bytes, and the same refusals (docs/shard.md). `measure` gives its
+totals, and its largest files, in no particular order. Some fifty times slower than the C.
+"""
+
+from __future__ import annotations
+
+import heapq
+import struct
+import sys
+from array import array
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import xxhash
+
+from smartscan.codec import kinds
+from smartscan.errors import ShardError
+
+MAGIC = 0x31445353  # "SSD1"
+KIND_DIR, KIND_ERROR, KIND_END = 1, 2, 3
+LAST, UNCHANGED, BIG = 1, 2, 4
+VANISHED = 7  # the highest state
+OP_STATFS = 5  # the highest operation
+UNKNOWN = 0x80000000
+TYPE, DIRECTORY, REGULAR, SYMLINK = 0o170000, 0o040000, 0o100000, 0o120000
+ENTRY_BYTES = 60  # five columns of 8 bytes, five of 4
+_M32, _M64 = (1 << 32) - 1, (1 << 64) - 1
+_COLUMNS = ("size", "blocks", "mtime_ns", "ctime_ns", "ino", "nlink", "mode", "uid", "gid", "end")
+_CODES = "QQqqQIIIII"
+
+_HEADER = struct.Struct("<2I 11Q 4Ii 7I")
+HEADER_BYTES = _HEADER.size
+_LENGTH = struct.Struct("<I")
+
+Row = tuple[bytes, int, int, int, int, int, int, int, int, int, bytes]
+
+
+class Header(NamedTuple):
+    """The fixed part of a record, in its order."""
+
+    magic: int
+    kind: int
+    length: int  # of the whole record, a multiple of 8
+    check: int  # XXH64 of the header with check = 0, and of the body where `digest` is not its hash
+    digest: int  # XXH64 of the body of a full record
+    dir_digest: int  # of the whole directory, in its LAST record
+    dev: int
+    ino: int
+    own_blocks: int
+    files: int  # sums of this record: regular files, st_size and st_blocks of all but directories
+    bytes: int
+    blocks: int
+    waited_ns: int
+    n: int
+    block: int
+    flags: int
+    state: int
+    err: int
+    op: int
+    path_len: int
+    names_len: int
+    text_len: int
+    subdirs: int
+    links: int
+    symlinks: int
+
+    @property
+    def full(self) -> bool:
+        """Whether all entries of the directory, or of the block, are in it."""
+        return self.kind == KIND_DIR and self.n > 0 and not self.flags & UNCHANGED
+
+
+@dataclass(slots=True)
+class Entries:
+    """The columns of a full record, in the order of the names."""
+
+    names: list[bytes]
+    size: array[int]
+    blocks: array[int]
+    mtime_ns: array[int]
+    ctime_ns: array[int]
+    ino: array[int]
+    nlink: array[int]
+    mode: array[int]
+    uid: array[int]
+    gid: array[int]
+    targets: list[bytes]  # one per symbolic link
+
+
+def pad8(n: int) -> int:
+    """Round up to a multiple of 8."""
+    return (n + 7) & ~7
+
+
+def xxh64(buffer: Any) -> int:
+    """Hash as _native.xxh64."""
+    return xxhash.xxh64_intdigest(buffer)
+
+
+def _little(column: array[int]) -> array[int]:
+    if sys.byteorder == "big":
+        column.byteswap()
+    return column
+
+
+def _padded(data: bytes) -> bytes:
+    return data + bytes(-len(data) % 8)
+
+
+def seal(header: Header, path: bytes, body: bytes) -> bytes:
+    """Put a record together: fill in its lengths, its hashes and what it is padded with."""
+    whole = _padded(_padded(path) + body)
+    length = HEADER_BYTES + len(whole)
+    digest = xxh64(whole) if header.full else header.digest
+    last = header.full and header.flags & LAST
+    header = header._replace(magic=MAGIC, length=length, check=0, digest=digest, path_len=len(path),
+                             dir_digest=digest if last else header.dir_digest)
+    head = _HEADER.pack(*header)
+    check = xxh64(head if header.full else head + whole)
+    return _HEADER.pack(*header._replace(check=check)) + whole
+
+
+NONE = Header(*[0] * len(Header._fields))
+
+
+def record(kind: int, path: bytes, flags: int, state: int, err: int, op: int, block: int, reason: bytes,
+           dev: int, ino: int, own_blocks: int, dir_digest: int, waited_ns: int) -> bytes:
+    """Make a record without entries."""
+    header = NONE._replace(kind=kind, flags=flags, state=state, err=err, op=op, block=block, dev=dev & _M64,
+                           ino=ino & _M64, own_blocks=own_blocks & _M64, dir_digest=dir_digest & _M64,
+                           waited_ns=waited_ns & _M64, text_len=len(reason))
+    return seal(header, path, reason)
+
+
+def full_record(header: Header, path: bytes, entries: Entries) -> bytes:
+    """Make the record of a directory or block from its columns; names and sums are filled in."""
+    n = len(entries.names)
+    columns = (entries.size, entries.blocks, entries.mtime_ns, entries.ctime_ns, entries.ino, entries.nlink,
+               entries.mode, entries.uid, entries.gid)
+    text = b"".join(_LENGTH.pack(len(t)) + t for t in entries.targets)
+    files = size = blocks = subdirs = links = 0
+    for i in range(n):
+        kind = entries.mode[i] & TYPE
+        if kind == DIRECTORY:
+            subdirs += 1
+            continue
+        size += entries.size[i]
+        blocks += entries.blocks[i]
+        files += kind == REGULAR
+        links += entries.nlink[i] > 1
+    names = b"".join(entries.names)
+    header = header._replace(kind=KIND_DIR, n=n, files=files, bytes=size & _M64, blocks=blocks & _M64,
+                             names_len=len(names), text_len=len(text), subdirs=subdirs, links=links,
+                             symlinks=len(entries.targets))
+    body = b"".join(_little(array(c.typecode, c)).tobytes() for c in columns)
+    return seal(header, path, body + _ends(entries.names) + names + text)
+
+
+def unchanged_record(data: bytes) -> bytes:
+    """Turn a full record into one that says only which subdirectories there are."""
+    header = Header._make(_HEADER.unpack_from(data))
+    path = data[HEADER_BYTES:HEADER_BYTES + header.path_len]
+    entries = _entries(memoryview(data), 0, header)
+    kept = [name for name, mode in zip(entries.names, entries.mode, strict=True) if mode & TYPE == DIRECTORY]
+    names = b"".join(kept)
+    header = header._replace(flags=header.flags | UNCHANGED, names_len=len(names), text_len=0)
+    return seal(header, path, _ends(kept) + names)
+
+
+def _ends(names: list[bytes]) -> bytes:
+    total = 0
+    end: array[int] = array("I")
+    for name in names:
+        total += len(name)
+        end.append(total)
+    return _little(end).tobytes()
+
+
+# -- reading ---------------------------------------------------------------------------------------------
+
+
+def _header(view: memoryview, at: int) -> Header | None:
+    """Give the header of the record at a place where it fits what it says of itself, else None."""
+    if at < 0 or len(view) - at < HEADER_BYTES:
+        return None
+    h = Header._make(_HEADER.unpack_from(view, at))
+    if h.magic != MAGIC or not HEADER_BYTES <= h.length <= len(view) - at or h.length % 8:
+        return None
+    if not (KIND_DIR <= h.kind <= KIND_END and h.flags <= LAST | UNCHANGED | BIG and h.state <= VANISHED
+            and h.op <= OP_STATFS):
+        return None
+    if h.flags & UNCHANGED:
+        if h.kind != KIND_DIR or h.subdirs > h.n:
+            return None
+    elif not h.full and (h.n or h.subdirs or h.names_len):
+        return None
+    columns = h.n * ENTRY_BYTES if h.full else h.subdirs * 4
+    need = HEADER_BYTES + pad8(h.path_len) + columns + h.names_len + h.text_len
+    return h if pad8(need) == h.length else None
+
+
+def _verify(view: memoryview, at: int, h: Header) -> bool:
+    head = _HEADER.pack(*h._replace(check=0))
+    body = view[at + HEADER_BYTES:at + h.length]
+    if h.full:
+        if xxh64(head) != h.check or xxh64(body) != h.digest:
+            return False
+    elif xxh64(head + bytes(body)) != h.check:
+        return False
+    last = 0
+    for end in _column(view, at, h, "end"):
+        if not last < end <= h.names_len:
+            return False
+        last = end
+    return last == h.names_len
+
+
+def _counts_fit(view: memoryview, at: int, h: Header) -> bool:
+    subdirs = symlinks = links = 0
+    for mode, nlink in zip(_column(view, at, h, "mode"), _column(view, at, h, "nlink"), strict=True):
+        kind = mode & TYPE
+        subdirs += kind == DIRECTORY
+        symlinks += kind == SYMLINK
+        links += kind != DIRECTORY and nlink > 1
+    if (subdirs, symlinks, links) != (h.subdirs, h.symlinks, h.links):
+        return False
+    return _targets(view, at, h) is not None
+
+
+def _record(view: memoryview, at: int) -> Header | None:
+    """Check a record against everything it says of itself; None where it is torn."""
+    h = _header(view, at)
+    if h is None or not _verify(view, at, h) or (h.full and not _counts_fit(view, at, h)):
+        return None
+    return h
+
+
+def _body(at: int, h: Header) -> int:
+    return at + HEADER_BYTES + pad8(h.path_len)
+
+
+def _column(view: memoryview, at: int, h: Header, which: str) -> array[int]:
+    start, number = _body(at, h), _COLUMNS.index(which)
+    if h.full:
+        start += h.n * (8 * min(number, 5) + 4 * max(number - 5, 0))
+        n = h.n
+    else:
+        n = h.subdirs
+    column = array(_CODES[number])
+    column.frombytes(view[start:start + n * column.itemsize])
+    return _little(column)
+
+
+def _names_at(at: int, h: Header) -> int:
+    return _body(at, h) + (h.n * ENTRY_BYTES if h.full else h.subdirs * 4)
+
+
+def _names(view: memoryview, at: int, h: Header) -> list[bytes]:
+    start, last, names = _names_at(at, h), 0, []
+    raw = bytes(view[start:start + h.names_len])
+    for end in _column(view, at, h, "end"):
+        names.append(raw[last:end])
+        last = end
+    return names
+
+
+def _targets(view: memoryview, at: int, h: Header) -> list[bytes] | None:
+    start = _names_at(at, h) + h.names_len
+    text = bytes(view[start:start + h.text_len])
+    place, targets = 0, []
+    for _ in range(h.symlinks):
+        if len(text) - place < 4:
+            return None
+        (length,) = _LENGTH.unpack_from(text, place)
+        place += 4
+        if length > len(text) - place:
+            return None
+        targets.append(text[place:place + length])
+        place += length
+    return targets if place == len(text) else None
+
+
+def _entries(view: memoryview, at: int, h: Header) -> Entries:
+    size, blocks, mtime, ctime, ino, nlink, mode, uid, gid = (_column(view, at, h, c) for c in _COLUMNS[:-1])
+    return Entries(_names(view, at, h), size, blocks, mtime, ctime, ino, nlink, mode, uid, gid,
+                   _targets(view, at, h) or [])
+
+
+def _subdirs(view: memoryview, at: int, h: Header) -> list[bytes]:
+    if not h.subdirs:
+        return []
+    names = _names(view, at, h)
+    if not h.full:
+        return names
+    modes = _column(view, at, h, "mode")
+    return [name for name, mode in zip(names, modes, strict=True) if mode & TYPE == DIRECTORY]
+
+
+def index(buffer: Any, subdirs: bool) -> tuple[list[tuple[Any, ...]], list[tuple[int, int, int]], int]:
+    """Check every record and stop at the first torn one: (records, attrs, good bytes)."""
+    view, at = memoryview(buffer), 0
+    records: list[tuple[Any, ...]] = []
+    attrs: dict[tuple[int, int, int], None] = {}
+    while at < len(view):
+        h = _record(view, at)
+        if h is None:
+            break
+        text = b""
+        if h.full:
+            columns = (_column(view, at, h, which) for which in ("mode", "uid", "gid"))
+            attrs.update(dict.fromkeys(zip(*columns, strict=True)))
+        else:
+            start = _names_at(at, h) + h.names_len
+            text = bytes(view[start:start + h.text_len])
+        path = bytes(view[at + HEADER_BYTES:at + HEADER_BYTES + h.path_len])
+        records.append((at, h.kind, path, h.flags, h.state, h.err, h.op, h.n, h.block, h.dir_digest, h.dev,
+                        h.own_blocks, h.files, h.bytes, h.blocks, h.waited_ns, h.links, h.subdirs, h.symlinks,
+                        text, _subdirs(view, at, h) if subdirs else None))
+        at += h.length
+    return records, list(attrs), at
+
+
+def rows(buffer: Any, offset: int) -> list[Row]:
+    """Give (name, mode, uid, gid, size, blocks, mtime_ns, ctime_ns, ino, nlink, target).
+
+    Size, blocks and ino are unsigned; the target is b"" but for symbolic links that could be read. A record
+    that does not hold its entries (unchanged, an error, not listed) has none. ShardError where it is torn.
+    """
+    view = memoryview(buffer)
+    h = _header(view, offset)
+    if h is None or (h.full and _targets(view, offset, h) is None):
+        raise ShardError(f"damaged at byte {offset} of a window")
+    if not h.full:
+        return []
+    e = _entries(view, offset, h)
+    links = iter(e.targets)
+    targets = (next(links, b"") if mode & TYPE == SYMLINK else b"" for mode in e.mode)
+    return list(zip(e.names, e.mode, e.uid, e.gid, e.size, e.blocks, e.mtime_ns, e.ctime_ns, e.ino, e.nlink,
+                    targets, strict=True))
+
+
+Tally = list[tuple[int, bytes, int, int, int]]
+Largest = list[tuple[int, int, bytes]]
+Links = list[tuple[int, bytes, int, int, int, int, int, int]]
+
+
+def measure(buffer: Any, offsets: bytes, top: int) -> tuple[Tally, Largest, Links]:
+    """Sum up regular files by the keys of `kinds`; find the `top` largest, and every name of several.
+
+    Gives (dimension, key, files, bytes, blocks), (size, offset, name) and (number of the offset, name, signed
+    ino, size, blocks, mtime_ns, mode, uid). Of two files of one size that which comes first is kept.
+    """
+    view = memoryview(buffer)
+    cells: dict[tuple[int, bytes], list[int]] = {}
+    heap: list[tuple[int, int, int, bytes]] = []
+    links: Links = []
+    for k, (at,) in enumerate(struct.iter_unpack("<Q", offsets[:len(offsets) // 8 * 8])):
+        h = _header(view, at)
+        if h is None or not h.full:
+            continue
+        for i, (name, mode, uid, _, size, blocks, mtime, _, ino, nlink, _) in enumerate(rows(view, at)):
+            if nlink > 1 and mode & TYPE != DIRECTORY and h.links:
+                links.append((k, name, ino - (1 << 64) if ino >> 63 else ino, size, blocks, mtime, mode, uid))
+            if mode & (TYPE | UNKNOWN) != REGULAR:
+                continue
+            for dimension, key in enumerate(kinds.keys(name, size, mtime, uid)):
+                cell = cells.setdefault((dimension, key), [0, 0, 0])
+                cell[0] += 1
+                cell[1] += size
+                cell[2] += blocks
+            if size and top > 0:
+                file = (size, -at, -i, name)
+                if len(heap) < top:
+                    heapq.heappush(heap, file)
+                elif file > heap[0]:
+                    heapq.heapreplace(heap, file)
+    tally = [(d, key, files, size & _M64, blocks & _M64) for (d, key), (files, size, blocks) in cells.items()]
+    return tally, [(size, -at, name) for size, at, _, name in heap], links
