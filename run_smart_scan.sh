@@ -121,10 +121,13 @@ bounded() { # SECONDS COMMAND...: its status, or 124 when it has not ended by th
 check_share() { # one sentence now is better than a container that cannot start
     [ -n "$share" ] && [ "$check" = yes ] || return 0
     case ${DOCKER_HOST:-unix:} in unix:*) ;; *) return 0 ;; esac # the share is on another host
-    bounded "$ANSWER_S" test -d "$share" </dev/null >/dev/null 2>&1 && return 0 || answer=$?
+    # A program of its own: a part of this shell that hangs would keep our output open.
+    # shellcheck disable=SC2016
+    set -- 'test -d "$1"' 'test -e "$1"'
+    bounded "$ANSWER_S" sh -c "$1" sh "$share" </dev/null >/dev/null 2>&1 && return 0 || answer=$?
     [ "$answer" != 124 ] ||
         fail $EXIT_MOUNT_DEAD "$share does not answer within $ANSWER_S seconds; is its disk or its server down?"
-    bounded "$ANSWER_S" test -e "$share" </dev/null >/dev/null 2>&1 ||
+    bounded "$ANSWER_S" sh -c "$2" sh "$share" </dev/null >/dev/null 2>&1 ||
         fail $EXIT_NO_MOUNT "there is no directory $share."
     fail $EXIT_NO_MOUNT "$share is not a directory."
 }

@@ -132,14 +132,9 @@ class Docker:
         held = ["CPUs" if self._manner.cpu_quota else "CPU shares (this kernel has no quota)"]
         held += ["memory"] if self._info.get("MemoryLimit") else []
         held += ["processes"] if self._info.get("PidsLimit", True) else []
-        said = [f"Workers are containers of {self.title}, limited by {', '.join(held)}."]
+        said = [f"A worker is limited by its container: {', '.join(held)}."]
         if not self._info.get("MemoryLimit"):
             said.append("This kernel does not limit a container's memory.")
-        if docker.utils.version_lt(self._version, "1.44"):
-            said.append(
-                "This engine mounts the share read-only, but not what is mounted inside of it "
-                "(Docker 25 does); workers only read."
-            )
         return said
 
     def start(self, job: Job) -> str:

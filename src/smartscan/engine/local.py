@@ -93,11 +93,11 @@ class Local:
     def describe(self) -> list[str]:
         if self._parent is None:
             return [
-                "Workers are local processes, limited by RLIMIT_DATA (each process), CPU affinity and nice; "
+                "A worker is limited by RLIMIT_DATA (each process), CPU affinity and nice; "
                 "this user may not make control groups."
             ]
         held = ", ".join(self._parent.dirs)
-        return [f"Workers are local processes, limited by control groups v{self._parent.version} ({held})."]
+        return [f"A worker is limited by control groups v{self._parent.version}: {held}."]
 
     def start(self, job: Job) -> str:
         done: Future[str] = Future()
