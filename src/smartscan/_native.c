@@ -521,6 +521,33 @@ static void write_block(Batch *b, int fd, const Job *job, const St *self, int32_
     }
     if (twins) error_at(b, job->path, job->len, "", 0, OP_READDIR, EEXIST);
 
+    /* Subdirectories, last name first, so that the stack gives them in order. What is not entered is recorded
+     * before the directory itself: one whose record is there has none below it that might still be entered. */
+    for (size_t i = m; i-- > 0;) {
+        const Ent *e = &b->ents[b->order[i]];
+        const St *st = &b->sts[b->order[i]];
+        if ((st->mode & S_IFMT) != S_IFDIR) continue;
+        const char *name = b->names.p + e->off, *rule;
+        char *full = NULL;
+        const char *reason = NULL;
+        uint32_t sub_state = FOUND;
+        if (avoided(w, job->path, job->len, name, e->len)) continue; /* reported by who found it stuck */
+        if ((rule = excluded(w, job->path, job->len, name, &b->failed))) { sub_state = EXCLUDED; reason = rule; }
+        else if (e->known && w->one_fs && st->dev != w->root_dev) { sub_state = OTHER_MOUNT; reason = "--one-file-system"; }
+        if (sub_state == FOUND) {
+            job_push(b, job->path, job->len, name, e->len, node);
+            continue;
+        }
+        full = malloc(job->len + e->len + 2);
+        if (!full) { b->failed = 1; return; }
+        size_t fl = job->len;
+        memcpy(full, job->path, fl);
+        if (fl) full[fl++] = '/';
+        memcpy(full + fl, name, e->len);
+        record_short(&b->out, KIND_DIR, full, fl + e->len, sub_state, 0, 0, e->known ? st : NULL, reason, 0);
+        free(full);
+    }
+
     size_t at, plen = pad8(job->len);
     if (!record_begin(&b->out, KIND_DIR, job->path, job->len, &at)) { b->failed = 1; return; }
     size_t body = m * (5 * 8 + 5 * 4) + names_len + text_len;
@@ -581,32 +608,6 @@ static void write_block(Batch *b, int fd, const Job *job, const St *self, int32_
         size_t tail = pad8(b->out.len) - b->out.len;
         memset(b->out.p + b->out.len, 0, tail);
         record_end(&b->out, at);
-    }
-
-    /* subdirectories, last name first, so that the stack gives them in order */
-    for (size_t i = m; i-- > 0;) {
-        const Ent *e = &b->ents[b->order[i]];
-        const St *st = &b->sts[b->order[i]];
-        if ((st->mode & S_IFMT) != S_IFDIR) continue;
-        const char *name = b->names.p + e->off, *rule;
-        char *full = NULL;
-        const char *reason = NULL;
-        uint32_t sub_state = FOUND;
-        if (avoided(w, job->path, job->len, name, e->len)) continue; /* reported by who found it stuck */
-        if ((rule = excluded(w, job->path, job->len, name, &b->failed))) { sub_state = EXCLUDED; reason = rule; }
-        else if (e->known && w->one_fs && st->dev != w->root_dev) { sub_state = OTHER_MOUNT; reason = "--one-file-system"; }
-        if (sub_state == FOUND) {
-            job_push(b, job->path, job->len, name, e->len, node);
-            continue;
-        }
-        full = malloc(job->len + e->len + 2);
-        if (!full) { b->failed = 1; return; }
-        size_t fl = job->len;
-        memcpy(full, job->path, fl);
-        if (fl) full[fl++] = '/';
-        memcpy(full + fl, name, e->len);
-        record_short(&b->out, KIND_DIR, full, fl + e->len, sub_state, 0, 0, e->known ? st : NULL, reason, 0);
-        free(full);
     }
 }
 

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from smartscan.codec import codec
 from smartscan.errors import ShardError
 from smartscan.model import Root, Scope, join
-from smartscan.codec import codec
 
 KIND_DIR, KIND_ERROR, KIND_END = 1, 2, 3
 LAST, UNCHANGED, BIG = 1, 2, 4
@@ -27,6 +27,9 @@ FOUND, LISTED, EXCLUDED, DENIED, TIMED_OUT, IO_ERROR, OTHER_MOUNT, VANISHED = ra
 
 WINDOW_BYTES = 8 << 20  # read at a time: bounds memory, large enough that the calls do not count
 RECORD_MAX_BYTES = 1 << 30  # nothing legitimate comes near: a larger length is garbage
+
+
+Text = bytes  # by another name, because a record has a field of that name
 
 
 class Record(NamedTuple):
@@ -51,8 +54,8 @@ class Record(NamedTuple):
     links: int
     subdirs: int
     symlinks: int
-    text: bytes
-    subdir_names: list[bytes] | None
+    text: Text
+    subdir_names: list[Text] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +67,12 @@ class Window:
     attrs: list[tuple[int, int, int]]
 
 
-def record(kind: int, path: bytes, *, flags: int = LAST, state: int = 0, err: int = 0, op: int = 0, block: int = 0,
-           reason: str = "", dev: int = 0, ino: int = 0, own_blocks: int = 0, dir_digest: int = 0,
+def record(kind: int, path: bytes, *, flags: int = LAST, state: int = 0, err: int = 0, op: int = 0,
+           block: int = 0, reason: str = "", dev: int = 0, ino: int = 0, own_blocks: int = 0, dir_digest: int = 0,
            waited_ns: int = 0) -> bytes:
     """Make a record without entries: the end of a large directory, a stuck path, an END."""
-    data: bytes = codec.record(kind, path, flags, state, err, op, block, reason.encode(), dev, ino, own_blocks,
-                               dir_digest, waited_ns)
+    data: bytes = codec.record(kind, path, flags, state, err, op, block, reason.encode(), dev, ino,
+                               own_blocks, dir_digest, waited_ns)
     return data
 
 
@@ -88,11 +91,12 @@ class Part:
 
     def __init__(self, folder: Path, number: int) -> None:
         self.path = folder / f"{number:06d}.part"
-        self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_APPEND, 0o644)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_APPEND
+        self._fd = os.open(self.path, flags, 0o644)
         self.bytes = 0
 
     def write(self, records: bytes) -> None:
-        """Append whole records; raises OSError when the disk is full, leaving a tail that salvage cuts off."""
+        """Append whole records; raises OSError when the disk is full, with a tail that salvage cuts off."""
         view = memoryview(records)
         while view:
             view = view[os.write(self._fd, view):]
@@ -145,18 +149,19 @@ def windows(path: Path, *, subdirs: bool = False, part: bool = False) -> Iterato
             records = [Record._make(r) for r in rows]
             if ended and (records or buffer):
                 raise ShardError(f"{path.name}: bytes after its end")
+            whole = good
             if records and records[-1].kind == KIND_END:
                 end = records.pop()
-                ended = True
+                ended, whole = True, end.offset
                 if good != len(buffer) or end.dir_digest != at + end.offset:
                     raise ShardError(f"{path.name}: its end does not fit its length")
             if any(r.kind == KIND_END for r in records):
                 raise ShardError(f"{path.name}: an end in the middle")
             rest = buffer[good:]
-            if len(rest) >= 16 and int.from_bytes(rest[8:16], "little") > RECORD_MAX_BYTES:
-                got = b""  # a length nobody wrote: do not read a whole disk for it
+            if len(rest) >= 16 and not len(rest) < int.from_bytes(rest[8:16], "little") <= RECORD_MAX_BYTES:
+                got = b""  # refused though it is all there, or of a length nobody wrote: more does not help
             if records:
-                yield Window(buffer[:good], records, attrs)
+                yield Window(buffer[:whole], records, attrs)
             at += good
             if not got:
                 if rest and not part:
@@ -171,10 +176,10 @@ def windows(path: Path, *, subdirs: bool = False, part: bool = False) -> Iterato
 
 
 def rows(window: Window, offset: int) -> list[tuple[Any, ...]]:
-    """Give the entries of one record as (name, mode, uid, gid, size, blocks, mtime_ns, ctime_ns, ino, nlink, target)."""
+    """Give the entries of one record; see codec.python.rows."""
     from smartscan.codec import python
 
-    return python.rows(window.buffer, offset)
+    return list(python.rows(window.buffer, offset))
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,20 +192,23 @@ class Salvage:
     dirs: int
 
 
-def salvage(folder: Path, roots: Iterable[Root], given_back: Iterable[Root], stuck: Iterable[bytes] = (),
-            *, write: bool = True) -> Salvage:
+def salvage(folder: Path, roots: Iterable[Root], given_back: Iterable[Root],
+            stuck: Iterable[bytes] = ()) -> Salvage:
     """Seal the whole directories in an attempt's parts and find what is not done.
 
     Not done = roots and subdirectories found, less directories ended (listed, excluded, unreadable),
-    less what the worker gave back, less stuck paths. Cost: one pass over the attempt's files; memory
-    grows with its directories (a chunk has at most a million entries). Parts that hold nothing are
-    removed; a damaged shard is left out, so its directories count as not done.
+    less what the worker gave back, less stuck paths. A directory whose own record is lost while something
+    below it is ended or given back becomes a FILES root: it is listed again, not entered, and of its
+    subdirectories the caller leaves out those that are decided or a root elsewhere. Cost: one pass over
+    the attempt's files; memory grows with its directories (a chunk has at most a million entries). Parts
+    that hold nothing are removed; a damaged shard is left out, so its directories count as not done.
     """
+    roots = tuple(roots)
+    given = {r.path for r in given_back}
+    files_roots = {r.path for r in roots if r.scope is Scope.FILES}
     found: dict[bytes, Scope] = {r.path: r.scope for r in roots}
-    files_roots = {p for p, s in found.items() if s is Scope.FILES}
     ended: set[bytes] = set()
     left: set[bytes] = set()
-    begun: set[bytes] = set()
     names: list[str] = []
     entries = 0
     for path in sorted(folder.iterdir()):
@@ -216,21 +224,10 @@ def salvage(folder: Path, roots: Iterable[Root], given_back: Iterable[Root], stu
         except ShardError:
             continue
         kept = [r for r in here if r.kind == KIND_DIR]
-        big_open = any(r.flags & BIG for r in kept) and not any(r.flags & BIG and r.flags & LAST for r in kept)
-        if big_open and part:
-            # what its subdirectories hold may be done already: list it again, but do not descend
-            begun |= {r.path for r in kept}
-            if write:
-                path.unlink()
+        if part and (not here or _is_open(kept)):
+            path.unlink()
             continue
-        if part and write:
-            if not here:
-                path.unlink()
-                continue
-            name = _seal_part(path, good)
-        else:
-            name = path.name
-        names.append(name)
+        names.append(_seal_part(path, good) if part else path.name)
         for r in kept:
             if r.flags & LAST:
                 ended.add(r.path)
@@ -242,11 +239,31 @@ def salvage(folder: Path, roots: Iterable[Root], given_back: Iterable[Root], stu
                     into.add(child)
                 else:
                     found.setdefault(child, Scope.SUBTREE)
-    gone = ended | set(stuck) | {r.path for r in given_back}
-    rest = [Root(p, Scope.FILES if p in begun else s) for p, s in found.items() if p not in gone]
-    rest += [Root(p) for p in left if p not in gone and p not in found]
-    rest.sort(key=lambda r: r.path)
-    return Salvage(tuple(names), tuple(rest), entries, len(ended))
+    gone = ended | given | set(stuck)
+    rest = {p: s for p, s in found.items() if p not in gone}
+    rest |= {p: Scope.SUBTREE for p in left if p not in gone and p not in found}
+    rest |= dict.fromkeys(_lost(ended | given, {r.path for r in roots}, gone), Scope.FILES)
+    return Salvage(tuple(names), tuple(Root(p, rest[p]) for p in sorted(rest)), entries, len(ended))
+
+
+def _is_open(records: list[Record]) -> bool:
+    """Whether a large directory was being listed; its blocks are of use only all together."""
+    return any(r.flags & BIG for r in records) and not any(r.flags & BIG and r.flags & LAST for r in records)
+
+
+def _lost(done: set[bytes], roots: set[bytes], gone: set[bytes]) -> set[bytes]:
+    """Find the directories above `done`, up to the roots, that have no record of their own."""
+    lost: set[bytes] = set()
+    for path in done:
+        above = []
+        while path and path not in roots:
+            path = path.rpartition(b"/")[0]
+            if path in gone or path in lost:
+                break
+            above.append(path)
+        if path in roots or path in gone or path in lost:
+            lost.update(above)
+    return lost
 
 
 def _seal_part(path: Path, good: int) -> str:

@@ -369,7 +369,7 @@ class Walker:
 
 
 def _read_names(fd: int, slot: Slot) -> tuple[list[Name], int]:
-    """Read names until a block is full; with 1 at the end of them, 0 when there is more, -errno on an error."""
+    """Read names until a block is full; and 1 at the end of them, 0 before, or -errno on an error."""
     names: list[Name] = []
     buffer = ctypes.create_string_buffer(DENTS_BYTES)
     while len(names) < BLOCK_NAMES:
@@ -457,10 +457,10 @@ class Batch:
             digest = self.walker.known.get(xxh64(job.path) or 1)
             if digest == int.from_bytes(data[24:32], "little"):
                 data = unchanged_record(data)
-        self._emit(data)
         for name, st, _ in reversed(once):
             if st.mode & TYPE == DIRECTORY:
                 self._subdirectory(job, node, name.name, st)
+        self._emit(data)
 
     def _stat_all(self, fd: int, job: Job, names: list[Name]) -> list[tuple[Name, Stat, bytes]]:
         found = []

@@ -376,7 +376,9 @@ class Walker:
             raise self.failure
         self._seal(time.monotonic(), everything=True)
         with self.lock:
-            left = self.left + [job_root(t) for t in self.queue]
+            roots = {r.path for r in self.orders.roots}  # accounted for by themselves, though a FILES root names them
+            left = [r for r in self.left if r.path not in roots]
+            left += [job_root(t) for t in self.queue]
             for big in self.larges:  # stopped in the middle of it
                 left.append(job_root(list_only(big.token)))
                 big.part.drop()
@@ -393,6 +395,8 @@ class Walker:
         elif order == b"y":
             given = self.give_back()
             if given:
+                # first what names them: who salvages this attempt must not find them a second time
+                self._seal(time.monotonic(), everything=True)
                 self.say(given=[r.to_json() for r in given])
         return bool(order)
 
