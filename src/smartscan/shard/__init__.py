@@ -68,8 +68,8 @@ class Window:
 
 
 def record(kind: int, path: bytes, *, flags: int = LAST, state: int = 0, err: int = 0, op: int = 0,
-           block: int = 0, reason: str = "", dev: int = 0, ino: int = 0, own_blocks: int = 0, dir_digest: int = 0,
-           waited_ns: int = 0) -> bytes:
+           block: int = 0, reason: str = "", dev: int = 0, ino: int = 0, own_blocks: int = 0,
+           dir_digest: int = 0, waited_ns: int = 0) -> bytes:
     """Make a record without entries: the end of a large directory, a stuck path, an END."""
     data: bytes = codec.record(kind, path, flags, state, err, op, block, reason.encode(), dev, ino,
                                own_blocks, dir_digest, waited_ns)

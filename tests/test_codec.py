@@ -1,0 +1,279 @@
+"""Records read the same in C and in Python; nothing torn, garbled or self-contradicting is taken for one."""
+
+from __future__ import annotations
+
+import datetime
+import re
+import struct
+from array import array
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import twins
+from smartscan import shard
+from smartscan.codec import kinds, python
+from smartscan.codec.python import NONE, Entries, Header, full_record
+from smartscan.errors import ShardError
+from trees import names
+from twins import CODECS, native, needs_native
+
+ROOT = Path(__file__).parent.parent
+u32, u64 = st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1)
+i64 = st.integers(-(2**63), 2**63 - 1)
+u8 = st.integers(0, 255)
+modes = st.one_of(
+    st.sampled_from([0o100644, 0o040755, 0o120777, 0o010600]),
+    st.sampled_from([0o100000 | python.UNKNOWN, 0o040000 | python.UNKNOWN]),
+    u32,
+)
+reasons = st.binary(max_size=20).map(lambda text: text.replace(b"\0", b""))
+paths = st.binary(max_size=40).map(lambda path: path.replace(b"\0", b"_"))
+dotted = st.text(alphabet="aZ9._-éß~ ", min_size=1, max_size=24).map(str.encode)
+
+
+@st.composite
+def full_records(draw: st.DrawFn) -> bytes:
+    """A record of a directory with entries that no file system has."""
+    row = st.tuples(u64, u64, i64, i64, u64, u32, modes, u32, u32)
+    rows = draw(st.dictionaries(st.one_of(names, dotted), row, min_size=1, max_size=9))
+    columns = zip(*(rows[name] for name in sorted(rows)), strict=True)
+    size, blocks, mtime, ctime, ino, nlink, mode, uid, gid = (
+        array(code, column) for code, column in zip("QQqqQIIII", columns, strict=True)
+    )
+    links = sum(m & 0o170000 == 0o120000 for m in mode)
+    targets = draw(st.lists(st.binary(max_size=9), min_size=links, max_size=links))
+    header = NONE._replace(
+        flags=draw(st.sampled_from([python.LAST, python.BIG])), state=draw(st.integers(0, 7)), err=draw(u8),
+        dev=draw(u64), ino=draw(u64), own_blocks=draw(u64), block=draw(u32),
+    )  # fmt: skip
+    entries = Entries(sorted(rows), size, blocks, mtime, ctime, ino, nlink, mode, uid, gid, targets)
+    return full_record(header, draw(paths), entries)
+
+
+short_records = st.builds(
+    python.record, st.integers(1, 3), paths, st.sampled_from([0, 1, 4, 5]), st.integers(0, 7),
+    st.integers(-9, 200), st.integers(0, 5), u32, reasons, u64, u64, u64, u64, u64,
+)  # fmt: skip
+records = st.one_of(full_records(), short_records, full_records().map(python.unchanged_record))
+
+
+def header_of(data: bytes, at: int = 0) -> Header:
+    return Header._make(python._HEADER.unpack_from(data, at))
+
+
+def offsets_of(data: bytes) -> bytes:
+    return b"".join(struct.pack("<Q", row[0]) for row in python.index(data, False)[0])
+
+
+@needs_native
+@given(st.binary(max_size=200))
+def test_both_hash_alike(data):
+    assert native.xxh64(data) == python.xxh64(data)
+
+
+@needs_native
+@given(st.tuples(st.integers(0, 4), paths, u8, u8, st.integers(-9, 200), u8, u32, reasons, *[u64] * 5))
+def test_both_make_the_same_record(arguments):
+    assert native.record(*arguments) == python.record(*arguments)
+
+
+@needs_native
+@given(st.lists(records, max_size=5).map(b"".join), st.booleans())
+def test_both_read_the_same(data, subdirs):
+    got = native.index(data, subdirs)
+    assert got == python.index(data, subdirs)
+    assert got[2] == len(data), "what one twin made the other takes"
+
+
+@needs_native
+@given(st.lists(records, max_size=5).map(b"".join), st.integers(0, 6))
+def test_both_measure_the_same(data, top):
+    offsets = offsets_of(data)
+    tally, largest, links = native.measure(data, offsets, top)
+    expected = python.measure(data, offsets, top)
+    assert sorted(tally) == sorted(expected[0])
+    assert sorted(largest) == sorted(expected[1])
+    assert links == expected[2]
+    assert len(largest) <= top
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_of_equally_large_files_the_first_is_kept(codec):
+    zeros = [0] * 30
+    size = array("Q", [7] * 30)
+    entries = Entries([b"%02d" % i for i in range(30)], size, size, *[array(c, zeros) for c in "qqQI"],
+                      array("I", [0o100644] * 30), *[array("I", zeros)] * 2, [])
+    data = full_record(NONE._replace(flags=1), b"", entries)
+    largest = codec.measure(data, struct.pack("<Q", 0), 3)[1]
+    assert sorted(largest) == [(7, 0, b"00"), (7, 0, b"01"), (7, 0, b"02")]
+
+
+@given(full_records())
+def test_a_full_record_gives_its_rows(data):
+    header = header_of(data)
+    rows = python.rows(data, 0)
+    assert len(rows) == header.n
+    assert [row[0] for row in rows] == sorted(row[0] for row in rows)
+    others = [row for row in rows if row[1] & 0o170000 != 0o040000]
+    assert (sum(row[4] for row in others) & 2**64 - 1, sum(row[5] for row in others) & 2**64 - 1) == (
+        header.bytes, header.blocks,
+    )  # fmt: skip
+    assert python.rows(python.unchanged_record(data), 0) == []
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@settings(max_examples=15)
+@given(data=records)
+def test_no_flipped_bit_goes_unseen(codec, data):
+    garbled = bytearray(data)
+    for bit in range(8 * len(data)):
+        garbled[bit >> 3] ^= 1 << (bit & 7)
+        assert codec.index(bytes(garbled), True)[2] == 0, bit
+        garbled[bit >> 3] ^= 1 << (bit & 7)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@settings(max_examples=15)
+@given(data=records, more=records)
+def test_a_cut_record_is_refused_and_those_before_it_are_not(codec, data, more):
+    for cut in range(len(more)):
+        found, _, good = codec.index(data + more[:cut], True)
+        assert (len(found), good) == (1, len(data))
+
+
+def resealed(data: bytes, **changes: int) -> bytes:
+    """Change the header of a record and let its hashes say that all is well."""
+    header = header_of(data)._replace(check=0, **changes)
+    body = data[python.HEADER_BYTES:]
+    header = header._replace(digest=python.xxh64(body) if header.full else header.digest)
+    head = python._HEADER.pack(*header)
+    check = python.xxh64(head if header.full else head + body)
+    return python._HEADER.pack(*header._replace(check=check)) + body
+
+
+CONTRADICTIONS: dict[str, tuple[int, ...]] = {
+    "kind": (0, 2, 3, 4, 2**32 - 1), "flags": (2, 3, 8, 2**31), "state": (8, 2**32 - 1), "op": (6,),
+    "n": (0, 1, 2, 9, 2**32 - 1), "subdirs": (0, 2, 5, 2**32 - 1), "links": (0, 2), "symlinks": (0, 2, 2**31),
+    "names_len": (0, 1, 2**32 - 1), "text_len": (0, 3, 5, 2**32 - 1), "path_len": (0, 100, 2**32 - 1),
+    "length": (0, 8, 143, 2**63, 2**64 - 1), "magic": (0, 0x32445353),
+}  # fmt: skip
+
+
+def three_entries() -> bytes:
+    """A directory with a subdirectory, a link and a file that has two names."""
+    zeros = [0, 0, 0]
+    size = array("Q", [4096, 5, 4])
+    entries = Entries([b"dir", b"file", b"link"], size, *[array(c, zeros) for c in "QqqQ"],
+                      array("I", [2, 2, 1]), array("I", [0o040755, 0o100644, 0o120777]),
+                      *[array("I", zeros)] * 2, [b"file"])
+    return full_record(NONE._replace(flags=1, state=1), b"a/path", entries)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("field", CONTRADICTIONS)
+def test_a_record_that_contradicts_itself_is_refused_though_its_hashes_fit(codec, field):
+    data = three_entries()
+    assert codec.index(resealed(data), True)[2] == len(data)
+    for value in CONTRADICTIONS[field]:
+        assert codec.index(resealed(data, **{field: value}), True) == ([], [], 0), value
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_short_record_says_nothing_of_entries(codec):
+    data = python.record(python.KIND_ERROR, b"path", 1, 0, 5, 3, 0, b"", 0, 0, 0, 0, 0)
+    for field in ("n", "subdirs", "names_len"):
+        assert codec.index(resealed(data, **{field: 1}), True)[2] == 0
+
+
+def test_rows_of_a_torn_record_are_refused():
+    data = three_entries()
+    for at in (8, len(data), 2**60):
+        with pytest.raises(ShardError):
+            python.rows(data, at)
+    with pytest.raises(ShardError):
+        python.rows(data[:-8], 0)
+
+
+# Keys
+
+
+def key_in_c(name: bytes, size: int, mtime_ns: int, uid: int) -> tuple[bytes, ...]:
+    """The keys that the C gives to one file."""
+    values = zip("QQqqQIIII", (size, 0, mtime_ns, 0, 0, 1, 0o100644, uid, 0), strict=True)
+    entries = Entries([name], *[array(code, [value]) for code, value in values], [])
+    data = full_record(NONE._replace(flags=1), b"", entries)
+    return tuple(key for _, key, *_ in sorted(native.measure(data, struct.pack("<Q", 0), 0)[0]))
+
+
+@needs_native
+@settings(max_examples=500)
+@given(st.one_of(names, dotted), u64, i64, u32)
+def test_both_count_a_file_under_the_same_keys(name, size, mtime_ns, uid):
+    expected = kinds.keys(name, size, mtime_ns, uid)
+    assert key_in_c(name, size, mtime_ns, uid) == expected
+    assert kinds.size_class(size - 2**64 if size >> 63 else size) == expected[3], "as SQLite gives it back"
+
+
+@pytest.mark.parametrize(
+    ("name", "extension"),
+    [(b"a.TXT", b"txt"), (b"a.tar.gz", b"gz"), (b".bashrc", b""), (b"..a.b", b"b"), (b"a.", b""),
+     (b"...", b""), (b"a.b c", b""), (b"a.\xc9\xe9", b"\xc9\xe9"), (b"a." + b"x" * 16, b"x" * 16), (b"a." + b"x" * 17, b""),
+     ("a.É".encode(), "É".encode()), (b"a.m4_-", b"m4_-")],
+)  # fmt: skip
+def test_extensions(name, extension):
+    assert kinds.extension(name) == extension
+    assert native is None or key_in_c(name, 0, 0, 0)[0] == extension
+
+
+@given(st.integers(-(2**63), 2**63 - 1))
+def test_months(mtime_ns):
+    when = datetime.datetime(1970, 1, 1) + datetime.timedelta(microseconds=mtime_ns // 1000)
+    assert kinds.month(mtime_ns) == f"{when.year:04}-{when.month:02}".encode()
+
+
+@pytest.mark.parametrize("mtime_ns", [2**63, 2**200, -(2**63) - 1, -(2**200)])
+def test_times_beyond_the_end_count_for_the_last_month(mtime_ns):
+    assert kinds.month(mtime_ns) == (b"2262-04" if mtime_ns > 0 else b"1677-09")
+
+
+# The document
+
+
+def test_the_layout_is_documented_as_it_is():
+    text = (ROOT / "docs" / "shard.md").read_text("utf-8")
+    fields = re.findall(r"^\| (\d+) \| ([ui]\d+) \| `(\w+)` \|", text, re.M)
+    header = python._HEADER
+    at, expected = 0, []
+    codes = re.sub(r"(\d+)([A-Za-z])", lambda m: m[2] * int(m[1]), header.format.replace(" ", "")[1:])
+    for name, code in zip(Header._fields, codes, strict=True):
+        kind = {"I": "u32", "i": "i32", "Q": "u64"}[code]
+        expected.append((str(at), kind, name))
+        at += int(kind[1:]) // 8
+    assert fields == expected
+    assert at == header.size == 144
+    columns = re.findall(r"^\| ([ui]\d+) \S n \| `(\w+)` \|", text, re.M)
+    kinds_of = {"Q": "u64", "q": "i64", "I": "u32"}
+    assert columns == [(kinds_of[c], n) for n, c in zip(python._COLUMNS, python._CODES, strict=True)]
+    for number, name in [(1, "LAST"), (2, "UNCHANGED"), (4, "BIG")]:
+        assert f"| {number} | `{name}` |" in text
+        assert getattr(shard, name) == getattr(python, name) == number
+    states = ("FOUND", "LISTED", "EXCLUDED", "DENIED", "TIMED_OUT", "IO_ERROR", "OTHER_MOUNT", "VANISHED")
+    for number, name in enumerate(states):
+        assert f"| {number} | `{name}` |" in text
+        assert getattr(shard, name) == number
+    for number, name in enumerate(("DIR", "ERROR", "END"), 1):
+        assert f"| {number} | `{name}` |" in text
+        assert getattr(shard, f"KIND_{name}") == getattr(python, f"KIND_{name}") == number
+
+
+def test_the_c_has_the_same_numbers():
+    source = (ROOT / "src" / "smartscan" / "_native.c").read_text("utf-8")
+    body = re.search(r"typedef struct \{([^}]*)\} Header;", source)
+    assert body
+    declared: list[Any] = re.findall(r"\b(?:u?int(?:32|64)_t) ([^;]+);", body[1])
+    assert [name for line in declared for name in line.split(", ")] == list(Header._fields)
+    assert "BLOCK_NAMES 8192 " in source and twins.python_walk.BLOCK_NAMES == 8192
