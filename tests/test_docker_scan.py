@@ -29,7 +29,7 @@ pytestmark = [
 NAMESPACE_LABEL = "io.github.smart-scanner.namespace"
 CONTROLLER_LABEL = "io.github.smart-scanner.controller"
 TREE: Tree = {
-    "films": {f"year {y}": {f"film {n}": {"1.mkv": 20_000, "2.mkv": 7} for n in range(30)} for y in range(40)},
+    "films": {f"in {y}": {f"film {n}": {"1.mkv": 20_000, "2.nfo": 7} for n in range(30)} for y in range(40)},
     "odd: 'x', \"y\" $(touch z)": {b"\xff\n": 3, "-rf": {"deep": {"er": 1}}},
     "empty": {},
     "top": 7,
