@@ -75,19 +75,19 @@ class _How(ctypes.Structure):
 _NO_SYMLINKS, _BENEATH = 0x04, 0x08
 
 
-def _find_getdents() -> Callable[[int, Any, int], int]:
+def _find_getdents(libc: Any) -> Callable[[int, Any, int], int]:
     """glibc has it under its name since 2.30, musl has it as getdents; else by its number."""
     for name in ("getdents64", "getdents"):
         with contextlib.suppress(AttributeError):
-            call = getattr(_libc, name)
+            call = getattr(libc, name)
             call.restype = ctypes.c_ssize_t
             call.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t)
             return call  # type: ignore[no-any-return]
     number = _GETDENTS64[platform.machine()]
-    return lambda fd, buffer, size: int(_libc.syscall(number, fd, buffer, size))
+    return lambda fd, buffer, size: int(libc.syscall(number, fd, buffer, size))
 
 
-_getdents = _find_getdents()
+_getdents = _find_getdents(_libc)
 
 
 def _oserror() -> OSError:
