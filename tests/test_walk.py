@@ -142,7 +142,7 @@ def test_what_has_the_digest_it_had_is_not_told_again(tmp_path):
     data = walk_twice(tmp_path, known=known(before))
     after = take_apart(data)
     flags = {r.path: r.flags for r in after.records}
-    assert {p for p, f in flags.items() if f == LAST} == {b"new", b"same/other"}, "changed; or without entries"
+    assert {p for p, f in flags.items() if f == LAST} == {b"new", b"same/other"}, "changed, or empty"
     assert {p for p, f in flags.items() if f == LAST | UNCHANGED} == {b"", b"same", b"same/sub", b"no-subs"}
     old, new = ({r.path: r for r in seen.records} for seen in (before, after))
     for path in (b"", b"same", b"no-subs"):
