@@ -25,7 +25,8 @@ WAIT_S = 5.0  # for a writer's lock where the journal is no WAL; a commit takes 
 
 # Directories in these states hide something; the others were listed or left out on purpose.
 MISSING = (DirState.DENIED, DirState.TIMED_OUT, DirState.IO_ERROR, DirState.FOUND)
-_MISSING_SQL = ", ".join(f"'{state}'" for state in MISSING)
+# With `<> 'listed'`, as a partial index has it, though the rest implies it: SQLite cannot conclude that.
+_MISSING_SQL = "state <> 'listed' AND state IN ({})".format(", ".join(f"'{state}'" for state in MISSING))
 
 
 @contextmanager
@@ -194,7 +195,7 @@ def incomplete_directories(db: sqlite3.Connection, mount: Mount) -> set[int]:
     """Find every directory (dir.id) whose totals are a lower bound: it or something below was not read."""
     rows = db.execute(
         f"""WITH RECURSIVE up(id) AS (
-                SELECT id FROM dir WHERE mount_id = ? AND state IN ({_MISSING_SQL})
+                SELECT id FROM dir WHERE mount_id = ? AND {_MISSING_SQL}
                 UNION
                 SELECT dir.parent_id FROM dir JOIN up ON dir.id = up.id WHERE dir.parent_id IS NOT NULL
             ) SELECT id FROM up""",
@@ -217,7 +218,7 @@ def missing(db: sqlite3.Connection, mount: Mount, *, limit: int) -> list[Directo
     """List the directories that could not be read, with what is still known of them from earlier scans."""
     rows = db.execute(
         "SELECT id, state, reason, scan_id, files, entries, bytes, disk_bytes FROM dir"
-        f" WHERE mount_id = ? AND state IN ({_MISSING_SQL}) AND state <> 'found' ORDER BY id LIMIT ?",
+        f" WHERE mount_id = ? AND {_MISSING_SQL} AND state <> 'found' ORDER BY id LIMIT ?",
         (mount.id, limit),
     ).fetchall()
     return [Directory(mount, path_of(db, row[0]), True, DirState(row[1]), *row[2:]) for row in rows]

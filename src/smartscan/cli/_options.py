@@ -26,6 +26,9 @@ class Command(click.Command):
             extra["default_map"] = parent.default_map
         return super().make_context(info_name, args, parent, auto_envvar_prefix="SMART_SCAN", **extra)
 
+    def get_short_help_str(self, limit: int = 200) -> str:
+        return super().get_short_help_str(200)  # a sentence is wrapped, not cut
+
 
 def command(*, examples: Sequence[str]) -> Callable[[Callable[..., int | None]], click.Command]:
     """Make a command of a function; it takes `db` and its own options, and returns its exit status."""
