@@ -103,6 +103,7 @@ class Walker:
         self.part_number = 0
         self.ending = ""  # why no new directory is begun
         self.failure: OSError | None = None
+        self.broken = False  # a thread died of something nobody foresaw; what it held is lost
         self.shards: list[str] = []
         self.larges: list[Large] = []
         self.fs: dict[str, int] | None = None
@@ -113,13 +114,13 @@ class Walker:
     def _take(self, me: Thread) -> Task | None:
         with self.lock:
             while True:
-                if self.failure:
+                if self.failure or self.broken:
                     return None
                 if self.blocks:
                     me.task = self.blocks.popleft()
                 elif self.queue and not self.ending:
                     live = sum(1 for t in self.threads if not t.lost)
-                    count = min(256, len(self.queue) // live + 1)
+                    count = min(256, len(self.queue) // live + 1, len(self.queue))
                     me.task = Task(tuple(self.queue.pop() for _ in range(count)))
                 elif not any(t.task for t in self.threads if not t.lost):
                     self.lock.notify_all()
@@ -131,6 +132,17 @@ class Walker:
                 return me.task
 
     def _run(self, me: Thread) -> None:
+        whole = False
+        try:
+            self._work(me)
+            whole = True
+        finally:
+            if not whole:
+                with self.lock:
+                    self.broken = True
+                    self.lock.notify_all()
+
+    def _work(self, me: Thread) -> None:
         while task := self._take(me):
             try:
                 if task.large is None:
@@ -330,7 +342,7 @@ class Walker:
 
     def _busy(self) -> bool:
         with self.lock:
-            if self.failure:
+            if self.failure or self.broken:
                 return False
             if any(t.task for t in self.threads if not t.lost) or self.blocks:
                 return any(not t.lost for t in self.threads)
@@ -374,6 +386,8 @@ class Walker:
                 os._exit(1)  # the guard is gone: nobody would ever read what we do
         if self.failure:
             raise self.failure
+        if self.broken:
+            raise RuntimeError("a thread of the walker died")  # never a result: salvage finds what is not done
         self._seal(time.monotonic(), everything=True)
         with self.lock:
             roots = {r.path for r in self.orders.roots}  # accounted for by themselves, though a FILES root names them
