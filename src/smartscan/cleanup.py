@@ -98,15 +98,20 @@ def _folders(db: Path, alive: dict[str, lock.Holder], busy: set[Path], kept: lis
 
 
 def _needed(db: Path) -> set[tuple[str, str]]:
-    """Folders of attempts that have not ended, of scans that can go on: (mount, folder)."""
+    """Folders of attempts that have not ended, of scans that can go on: (mount, folder).
+
+    CatalogueError where the catalogue is there and does not tell.
+    """
+    if not db.exists():
+        return set()
     try:
         with read.open_for_reading(db) as conn:
             return {(name, f"{chunk}-{number}") for name, chunk, number in conn.execute(
                 "SELECT mount.name, attempt.chunk_id, attempt.number FROM attempt JOIN chunk ON chunk.id = attempt.chunk_id "
                 "JOIN scan ON scan.id = chunk.scan_id JOIN mount ON mount.id = scan.mount_id "
                 "WHERE attempt.ended_at IS NULL AND scan.state IN ('running', 'cancelled')")}
-    except (CatalogueError, sqlite3.Error):
-        return set()
+    except sqlite3.Error as e:
+        raise CatalogueError(f"the catalogue {db} cannot be read ({e}), so nothing is removed") from e
 
 
 def _used_docker(db: Path) -> bool:

@@ -161,6 +161,8 @@ CREATE TABLE dir (
     disk_bytes INTEGER NOT NULL DEFAULT 0, -- as du(1): st_blocks * 512, directories included
     UNIQUE (mount_id, parent_id, name)
 ) STRICT;
+-- Finds the few directories that could not be read, or were left out.
+CREATE INDEX dir_unlisted ON dir(mount_id, state) WHERE state <> 'listed';
 
 -- Type, mode and owner, which few combinations make up; entries point here.
 CREATE TABLE attr (

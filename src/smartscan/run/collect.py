@@ -36,6 +36,7 @@ class Result:
     fs_type: str = ""
     source: str = ""
     message: str = ""
+    totals: Progress | None = None  # all that the worker saw, where it said so
 
 
 def read_result(folder: Path) -> Result | None:
@@ -48,7 +49,7 @@ def read_result(folder: Path) -> Result | None:
             tuple(Root.from_json(r) for r in data["leftover"]),
             tuple(Stuck(_error(s), noted) for s in data["stuck"]), data["fs"],
             tuple(data["share_id"]) if data["share_id"] else None, data["walker"] == "abandoned", str(data["fs_type"]), str(data["source"]),
-            str(data["message"]))
+            str(data["message"]), Progress(0, data["entries"], data["dirs"], data["bytes"], data["disk_bytes"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -97,13 +97,13 @@ class Controller:
         self.chunks[chunk.id] = chunk
         self.tell(sup.Added(chunk.id, chunk.roots, chunk.est_bytes, chunk.est_entries, attempts, fails))
 
-    def adopt(self, chunk: Chunk, number: int, fails: int, worker_id: str | None) -> None:
-        """Take over an attempt of an earlier controller; without a worker it has ended meanwhile."""
+    def adopt(self, chunk: Chunk, number: int, fails: int, worker_id: str, *, ended: bool) -> None:
+        """Take over an attempt of an earlier controller; its worker may have ended meanwhile, or left no trace."""
         self.chunks[chunk.id] = chunk
-        self.attempts[chunk.id] = Attempt(chunk, number, self.folder(chunk.id, number), worker_id or "", moved_at=time.time(),
-                                          exited=worker_id is None)
+        self.attempts[chunk.id] = Attempt(chunk, number, self.folder(chunk.id, number), worker_id, moved_at=time.time(),
+                                          exited=ended)
         self.tell(sup.Adopted(chunk.id, number, chunk.roots, chunk.est_bytes, chunk.est_entries, fails))
-        if worker_id is None:
+        if ended:
             self.tell(sup.Exited(chunk.id, number))
 
     def run(self) -> sup.Ending:
@@ -507,6 +507,8 @@ class Controller:
             tail = status.log_tail if result.outcome not in (Outcome.SEALED, Outcome.CANCELLED) else None
             if result.fs_type:
                 ledger.set_storage(self.conn, self.mount_id, result.fs_type, result.source)
+            if result.totals:
+                ledger.progress(self.conn, chunk_id, number, result.totals, time.time(), time.time())
             ledger.end_attempt(self.conn, chunk_id, number, result.outcome, time.time(), exit_code=status.exit_code, log_tail=tail)
 
         self._persist(write)

@@ -207,7 +207,8 @@ class _Scan:
         for chunk, number, fails in ledger.open_chunks(self.conn, self.scan_id):
             worker = found.get((chunk.id, number))
             if chunk.state is ChunkState.RUNNING:
-                self.controller.adopt(chunk, number, fails, worker.worker_id if worker and worker.state == "running" else None)
+                ended = worker is None or worker.state == "exited"
+                self.controller.adopt(chunk, number, fails, worker.worker_id if worker else "", ended=ended)
             else:
                 self.controller.add(chunk, attempts=number, fails=fails)
 
