@@ -271,7 +271,8 @@ def test_whatever_is_lost_the_tree_is_covered_once(tmp_path_factory, tree, rng: 
         if path in large:
             number = 100 + order.index(path)
             half = len(names) // 2
-            parts[number] = [full(path, names[:half], flags=BIG), full(path, names[half:], flags=BIG, block=1)]
+            blocks = enumerate((names[:half], names[half:]))
+            parts[number] = [full(path, some, flags=BIG, block=i) for i, some in blocks]
             if rng.random() < 0.6:
                 parts[number].append(shard.record(KIND_DIR, path, flags=LAST | BIG, state=LISTED, block=2))
         else:
@@ -339,7 +340,8 @@ def test_errors_are_kept(tmp_path):
 def test_what_was_given_back_is_read_in_order(tmp_path):
     roots = [Root(b"\xff", Scope.FILES), Root(b"b")]
     for number, root in enumerate(roots, 1):
-        shard.write_json(tmp_path / f"leftover-{number:06d}.json", {"roots": [root.to_json()]}, durable=number == 1)
+        data = {"roots": [root.to_json()]}
+        shard.write_json(tmp_path / f"leftover-{number:06d}.json", data, durable=number == 1)
     assert shard.leftover_files(tmp_path) == [
         ("leftover-000001.json", (roots[0],)), ("leftover-000002.json", (roots[1],)),
     ]  # fmt: skip

@@ -33,7 +33,8 @@ from smartscan.shard import (
     fold,
     record,
 )
-from smartscan.walk import Slot, identity, job, job_path, job_root, list_only, open_share, open_walker, used_bytes
+from smartscan.walk import Slot, identity, job, job_path, job_root, list_only, open_share, open_walker,
+used_bytes
 from smartscan.worker.orders import Orders
 
 BATCH_NS = 5_000_000  # one call into the walker: long against the 20 us it costs, short against a redo
@@ -120,7 +121,8 @@ class Walker:
                     me.task = self.blocks.popleft()
                 elif self.queue and not self.ending:
                     live = sum(1 for t in self.threads if not t.lost)
-                    count = min(256, len(self.queue) // live + 1, len(self.queue))
+                    # a share is left for who is idle elsewhere, also where one thread reads alone
+                    count = min(256, len(self.queue) // (live + 1) + 1, len(self.queue))
                     me.task = Task(tuple(self.queue.pop() for _ in range(count)))
                 elif not any(t.task for t in self.threads if not t.lost):
                     self.lock.notify_all()
@@ -292,7 +294,8 @@ class Walker:
                 self.blocks.append(task)
             else:  # its listing hangs: what was read of it stays, nothing more comes
                 big = task.large
-                big.ended, big.state, big.err, big.reason = True, TIMED_OUT, errno.ETIMEDOUT, DirState.TIMED_OUT.value
+                big.ended, big.state, big.err, big.reason = True, TIMED_OUT, errno.ETIMEDOUT,
+                DirState.TIMED_OUT.value
                 self._close_large(big)
             if not self._start_thread() and all(x.lost for x in self.threads):
                 self.ending = "no thread is left"
