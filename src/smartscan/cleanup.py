@@ -1,7 +1,8 @@
 """Removes what this program left behind, and nothing else. The only room that deletes.
 
 Touches: workers that carry our mark and whose controller is gone; below the data directory the folders of
-ended attempts, of surveys and of probes. Never the catalogue, never volumes, never what a living controller uses.
+ended attempts, of surveys and of probes. Never the catalogue, never volumes, never what a living
+controller uses.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from smartscan import engine as engines
@@ -48,15 +50,20 @@ def leftovers(db: Path, namespace: str, *, image: str = WORKER_IMAGE) -> tuple[l
             if w.owner_alive or w.folder.parent.name in alive:
                 busy.add(w.folder)
                 continue
-            found.append(Leftover(f"{'container' if name == 'docker' else 'process'} {w.worker_id} (chunk {w.chunk_id}, attempt {w.attempt})",
-                                  lambda engine=engine, w=w: engine.kill(w.worker_id) and engine.remove(w.worker_id)))  # type: ignore[misc]
+            what = "container" if name == "docker" else "process"
+            found.append(
+                Leftover(
+                    f"{what} {w.worker_id} (chunk {w.chunk_id}, attempt {w.attempt})",
+                    partial(_remove_worker, engine, w.worker_id),
+                )
+            )
     for folder in _folders(db, alive, busy, kept):
-        found.append(Leftover(str(folder), lambda folder=folder: _remove_folder(folder)))  # type: ignore[misc]
+        found.append(Leftover(str(folder), partial(_remove_folder, folder)))
     return found, kept
 
 
 def clean(found: list[Leftover], db: Path) -> tuple[list[str], list[str]]:
-    """Remove what was found; gives what went and what would not go. Holds the locks of the mounts meanwhile."""
+    """Remove what was found, holding the locks of the mounts; gives what went and what would not go."""
     gone: list[str] = []
     stays: list[str] = []
     with ExitStack() as held:
@@ -106,10 +113,15 @@ def _needed(db: Path) -> set[tuple[str, str]]:
         return set()
     try:
         with read.open_for_reading(db) as conn:
-            return {(name, f"{chunk}-{number}") for name, chunk, number in conn.execute(
-                "SELECT mount.name, attempt.chunk_id, attempt.number FROM attempt JOIN chunk ON chunk.id = attempt.chunk_id "
-                "JOIN scan ON scan.id = chunk.scan_id JOIN mount ON mount.id = scan.mount_id "
-                "WHERE attempt.ended_at IS NULL AND scan.state IN ('running', 'cancelled')")}
+            return {
+                (name, f"{chunk}-{number}")
+                for name, chunk, number in conn.execute(
+                    "SELECT mount.name, attempt.chunk_id, attempt.number FROM attempt JOIN chunk ON "
+                    "chunk.id = attempt.chunk_id "
+                    "JOIN scan ON scan.id = chunk.scan_id JOIN mount ON mount.id = scan.mount_id "
+                    "WHERE attempt.ended_at IS NULL AND scan.state IN ('running', 'cancelled')"
+                )
+            }
     except sqlite3.Error as e:
         raise CatalogueError(f"the catalogue {db} cannot be read ({e}), so nothing is removed") from e
 
@@ -120,6 +132,10 @@ def _used_docker(db: Path) -> bool:
             return conn.execute("SELECT 1 FROM scan WHERE engine = 'docker' LIMIT 1").fetchone() is not None
     except (CatalogueError, sqlite3.Error):
         return False
+
+
+def _remove_worker(engine: engines.Engine, worker_id: str) -> bool:
+    return engine.kill(worker_id) and engine.remove(worker_id)
 
 
 def _remove_folder(folder: Path) -> bool:

@@ -112,8 +112,11 @@ class Root:
     scope: Scope = Scope.SUBTREE
 
     def to_json(self) -> dict[str, str]:
-        return {"path_b64": b64(self.path), "path": os.fsdecode(self.path).encode("utf-8", "replace").decode(),
-                "scope": self.scope.value}
+        return {
+            "path_b64": b64(self.path),
+            "path": os.fsdecode(self.path).encode("utf-8", "replace").decode(),
+            "scope": self.scope.value,
+        }
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Root:

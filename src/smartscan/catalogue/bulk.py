@@ -2,8 +2,8 @@
 
 Touches: the catalogue. The C extension gives the very SQLite library and connection that Python's sqlite3
 uses a virtual table of a shard's rows (SQLite hands it the connection when it opens it), so that rows and
-everything else commit together. Where the extension is missing, or Python carries a SQLite whose functions cannot be found,
-executemany does the same, several times slower.
+everything else commit together. Where the extension is missing, or Python carries a SQLite whose functions
+cannot be found, executemany does the same, several times slower.
 """
 
 from __future__ import annotations
@@ -25,10 +25,12 @@ class Bulk:
     conn: sqlite3.Connection
     handle: int
 
-    def insert(self, table: str, links: str, buffer: bytes, offsets: bytes, dir_ids: bytes, attrs: bytes) -> None:
-        """Insert the entries of the records at `offsets` (uint64) under `dir_ids` (int64); `attrs` as `Ingest.attr_ids`.
+    def insert(
+        self, table: str, links: str, buffer: bytes, offsets: bytes, dir_ids: bytes, attrs: bytes
+    ) -> None:
+        """Insert the entries of the records at `offsets` (uint64) under `dir_ids` (int64).
 
-        `table` and `links` are names of ours. Raises sqlite3 errors like any statement.
+        `attrs` is what `Ingest.attr_ids` gives; `table` and `links` are names of ours. Raises sqlite3 errors like any statement.
         """
         if not offsets:
             return
@@ -37,10 +39,17 @@ class Bulk:
                 self.handle,
                 f"INSERT OR IGNORE INTO {table} SELECT * FROM smartscan_rows",
                 f"INSERT OR IGNORE INTO {links} SELECT dir_id, name, attr_or_target FROM smartscan_rows",
-                buffer, offsets, dir_ids, attrs,
+                buffer,
+                offsets,
+                dir_ids,
+                attrs,
             )
             if code:
-                kind = sqlite3.DatabaseError if code & 0xFF == sqlite3.SQLITE_CORRUPT else sqlite3.OperationalError
+                kind = (
+                    sqlite3.DatabaseError
+                    if code & 0xFF == sqlite3.SQLITE_CORRUPT
+                    else sqlite3.OperationalError
+                )
                 error = kind(f"SQLite error {code} while rows were inserted")
                 error.sqlite_errorcode = code
                 raise error
@@ -49,22 +58,41 @@ class Bulk:
         link_sql = f"INSERT OR IGNORE INTO {links} VALUES (?, CAST(? AS TEXT), CAST(? AS TEXT))"
         self._one_by_one(sql, link_sql, buffer, offsets, dir_ids, attrs)
 
-    def _one_by_one(self, sql: str, link_sql: str, buffer: bytes, offsets: bytes, dir_ids: bytes, attrs: bytes) -> None:
+    def _one_by_one(
+        self, sql: str, link_sql: str, buffer: bytes, offsets: bytes, dir_ids: bytes, attrs: bytes
+    ) -> None:
         import struct
 
         from smartscan.codec import python
 
         number = {key[:3]: key[4] for key in struct.iter_unpack("<IIIIq", attrs)}
-        for (offset,), (dir_id,) in zip(struct.iter_unpack("<Q", offsets), struct.iter_unpack("<q", dir_ids), strict=True):
-            rows, links = [], []
-            for name, mode, uid, gid, size, blocks, mtime, ctime, ino, nlink, target in python.rows(buffer, offset):
+        for (offset,), (dir_id,) in zip(
+            struct.iter_unpack("<Q", offsets), struct.iter_unpack("<q", dir_ids), strict=True
+        ):
+            rows: list[tuple[object, ...]] = []
+            links: list[tuple[object, ...]] = []
+            for name, mode, uid, gid, size, blocks, mtime, ctime, ino, nlink, target in python.rows(
+                buffer, offset
+            ):
                 attr = number[mode, uid, gid]
                 if mode & UNKNOWN_MODE:
                     rows.append((dir_id, name, attr, None, None, None, None, None, None, None))
                     continue
                 several = nlink > 1 and mode & 0o170000 != 0o040000
-                rows.append((dir_id, name, attr, _signed(size), _signed(blocks), mtime, ctime, _signed(ino), nlink,
-                             1 if several else None))
+                rows.append(
+                    (
+                        dir_id,
+                        name,
+                        attr,
+                        _signed(size),
+                        _signed(blocks),
+                        mtime,
+                        ctime,
+                        _signed(ino),
+                        nlink,
+                        1 if several else None,
+                    )
+                )
                 if target:
                     links.append((dir_id, name, target))
             self.conn.executemany(sql, rows)

@@ -77,7 +77,7 @@ def keep_reserve(path: Path) -> bool:
 
 
 def give_to_owner(path: Path) -> None:
-    """Let the catalogue belong to PUID:PGID, as NAS users know them; only where they are set and this is root.
+    """Let the catalogue belong to PUID:PGID, as NAS users know them, where they are set and this is root.
 
     SQLite gives its side files the owner of the catalogue. UsageError for values that are no numbers.
     """

@@ -23,17 +23,33 @@ from smartscan import shard as shards
 from smartscan.catalogue.bulk import UNKNOWN_MODE, Bulk
 from smartscan.catalogue.open import transaction
 from smartscan.catalogue.problems import note_problem
+from smartscan.codec import codec, kinds
 from smartscan.errors import MountError
 from smartscan.model import DirState, Op, Root, Scope, WalkError, show
-from smartscan.codec import codec, kinds
 from smartscan.shard import BIG, KIND_ERROR, LAST, UNCHANGED, Record, Window
 
-STATES = (DirState.FOUND, DirState.LISTED, DirState.EXCLUDED, DirState.DENIED, DirState.TIMED_OUT,
-          DirState.IO_ERROR, DirState.OTHER_MOUNT, DirState.VANISHED)
+STATES = (
+    DirState.FOUND,
+    DirState.LISTED,
+    DirState.EXCLUDED,
+    DirState.DENIED,
+    DirState.TIMED_OUT,
+    DirState.IO_ERROR,
+    DirState.OTHER_MOUNT,
+    DirState.VANISHED,
+)
 _FAILED = (DirState.DENIED, DirState.TIMED_OUT, DirState.IO_ERROR)
 LARGEST = 200  # files kept per mount; a report shows some tens
 CACHE_DIRS = 200_000  # directories remembered between shards, some 50 MB; others are looked up again
-_TYPES = {0o100000: "f", 0o040000: "d", 0o120000: "l", 0o010000: "p", 0o140000: "s", 0o020000: "c", 0o060000: "b"}
+_TYPES = {
+    0o100000: "f",
+    0o040000: "d",
+    0o120000: "l",
+    0o010000: "p",
+    0o140000: "s",
+    0o020000: "c",
+    0o060000: "b",
+}
 
 # What a changed directory holds now, until it has replaced what it held.
 _INCOMING = """
@@ -42,7 +58,8 @@ CREATE TEMP TABLE IF NOT EXISTS incoming (
     mtime_ns INTEGER, ctime_ns INTEGER, ino INTEGER, nlink INTEGER, counted INTEGER,
     PRIMARY KEY (dir_id, name)) WITHOUT ROWID;
 CREATE TEMP TABLE IF NOT EXISTS incoming_link (
-    dir_id INTEGER NOT NULL, name TEXT NOT NULL, target TEXT NOT NULL, PRIMARY KEY (dir_id, name)) WITHOUT ROWID;
+    dir_id INTEGER NOT NULL, name TEXT NOT NULL, target TEXT NOT NULL, PRIMARY KEY (dir_id, name)) WITHOUT
+    ROWID;
 """
 _ROW = "CAST(e.name AS BLOB), a.type, e.size, e.blocks, e.mtime_ns, a.uid, e.ino, e.counted"
 
@@ -138,13 +155,17 @@ class Ingest:
         counts = Counts()
         try:
             with transaction(self.conn):
-                if self.conn.execute("SELECT 1 FROM shard WHERE chunk_id = ? AND attempt = ? AND name = ?",
-                                     (chunk_id, attempt, path.name)).fetchone():
+                if self.conn.execute(
+                    "SELECT 1 FROM shard WHERE chunk_id = ? AND attempt = ? AND name = ?",
+                    (chunk_id, attempt, path.name),
+                ).fetchone():
                     return None
                 for window in shards.windows(path):
                     _Window(self, window, counts, at).take()
-                self.conn.execute("INSERT INTO shard VALUES (?, ?, ?, ?, ?, ?, ?)",
-                                  (chunk_id, attempt, path.name, counts.entries, counts.dirs, counts.bytes, at))
+                self.conn.execute(
+                    "INSERT INTO shard VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    (chunk_id, attempt, path.name, counts.entries, counts.dirs, counts.bytes, at),
+                )
                 self._count(chunk_id, counts)
         except BaseException:
             self.forget()  # it may name rows that were taken back
@@ -153,12 +174,16 @@ class Ingest:
             self.cache.clear()
         return counts
 
-    def decide(self, path: bytes, state: DirState, reason: str, at: float, *, err: int = 0, op: Op = Op.OPEN) -> None:
-        """Note the state of a directory that no worker could or should visit in this scan, within a transaction."""
+    def decide(
+        self, path: bytes, state: DirState, reason: str, at: float, *, err: int = 0, op: Op = Op.OPEN
+    ) -> None:
+        """Note the state of a directory that no worker could or should visit; within a transaction."""
         data = shards.record(shards.KIND_DIR, path, state=STATES.index(state), err=err, op=op, reason=reason)
         records, attrs, _ = codec.index(data, False)
         counts = Counts()
-        _Window(self, Window(data, [Record._make(r) for r in records], attrs), counts, at, problems=False).take()
+        _Window(
+            self, Window(data, [Record._make(r) for r in records], attrs), counts, at, problems=False
+        ).take()
 
     def forget(self) -> None:
         """Drop what is remembered of rows; after a rollback."""
@@ -168,33 +193,46 @@ class Ingest:
 
     def _count(self, chunk_id: int, c: Counts) -> None:
         totals = (c.entries, c.dirs, c.bytes, c.disk_bytes)
-        self.conn.execute("UPDATE chunk SET entries = entries + ?, dirs = dirs + ?, bytes = bytes + ?, "
-                          "disk_bytes = disk_bytes + ? WHERE id = ?", (*totals, chunk_id))
-        self.conn.execute("UPDATE scan SET entries = entries + ?, dirs = dirs + ?, bytes = bytes + ?, "
-                          "disk_bytes = disk_bytes + ? WHERE id = ?", (*totals, self.scan_id))
+        self.conn.execute(
+            "UPDATE chunk SET entries = entries + ?, dirs = dirs + ?, bytes = bytes + ?, "
+            "disk_bytes = disk_bytes + ? WHERE id = ?",
+            (*totals, chunk_id),
+        )
+        self.conn.execute(
+            "UPDATE scan SET entries = entries + ?, dirs = dirs + ?, bytes = bytes + ?, "
+            "disk_bytes = disk_bytes + ? WHERE id = ?",
+            (*totals, self.scan_id),
+        )
         if self.rescan:
-            self.conn.execute("UPDATE scan SET entries_new = ifnull(entries_new, 0) + ?, entries_changed = "
-                              "ifnull(entries_changed, 0) + ?, entries_gone = ifnull(entries_gone, 0) + ? WHERE id = ?",
-                              (c.new, c.changed, c.gone, self.scan_id))
+            self.conn.execute(
+                "UPDATE scan SET entries_new = ifnull(entries_new, 0) + ?, entries_changed = "
+                "ifnull(entries_changed, 0) + ?, entries_gone = ifnull(entries_gone, 0) + ? WHERE id = ?",
+                (c.new, c.changed, c.gone, self.scan_id),
+            )
 
     def find(self, path: bytes) -> Dir | None:
         """Look a directory up; None where it has no row. Cost: one query per component not in the cache."""
         hit = self.cache.get(path)
         if hit:
             return hit
-        sql = "SELECT id, state, scan_id, digest, dev, own_blocks, own_entries FROM dir WHERE mount_id = ? AND "
+        sql = (
+            "SELECT id, state, scan_id, digest, dev, own_blocks, own_entries FROM dir WHERE mount_id = ? AND "
+        )
         if path:
             above, _, name = path.rpartition(b"/")
             parent = self.find(above)
             if parent is None or parent.fresh:
                 return None
-            row = self.conn.execute(sql + "parent_id = ? AND name = CAST(? AS TEXT)",
-                                    (self.mount_id, parent.id, name)).fetchone()
+            row = self.conn.execute(
+                sql + "parent_id = ? AND name = CAST(? AS TEXT)", (self.mount_id, parent.id, name)
+            ).fetchone()
         else:
             row = self.conn.execute(sql + "parent_id IS NULL", (self.mount_id,)).fetchone()
         if row is None:
             return None
-        found = self.cache[path] = Dir(*row[:6], listed=row[3] is not None or row[6] > 0)
+        dir_id, state, scan_id, digest, dev, own_blocks, own_entries = row
+        listed = digest is not None or own_entries > 0
+        found = self.cache[path] = Dir(dir_id, state, scan_id, digest, dev, own_blocks, listed)
         return found
 
     def known(self, root: Root) -> bytes:
@@ -206,9 +244,14 @@ class Ingest:
         top = self.find(root.path)
         if top is None:
             return b""
-        below = "" if root.scope is Scope.FILES else (
-            " UNION ALL SELECT dir.id, CASE tree.path WHEN '' THEN dir.name ELSE tree.path || '/' || dir.name END "
-            "FROM tree JOIN dir ON dir.mount_id = ?3 AND dir.parent_id = tree.id"
+        below = (
+            ""
+            if root.scope is Scope.FILES
+            else (
+                " UNION ALL SELECT dir.id, CASE tree.path WHEN '' THEN dir.name ELSE tree.path || '/' "
+                "|| dir.name END "
+                "FROM tree JOIN dir ON dir.mount_id = ?3 AND dir.parent_id = tree.id"
+            )
         )
         rows = self.conn.execute(
             f"WITH RECURSIVE tree(id, path) AS (SELECT ?1, CAST(?2 AS TEXT){below}) "
@@ -222,14 +265,18 @@ class Ingest:
             if digest is not None:
                 pairs.append(pair(xxh64(path), digest))
             if path not in cache and len(cache) < CACHE_DIRS:
-                cache[path] = Dir(dir_id, state, scan_id, digest, dev, own_blocks, digest is not None or own_entries > 0)
+                cache[path] = Dir(
+                    dir_id, state, scan_id, digest, dev, own_blocks, digest is not None or own_entries > 0
+                )
         return b"".join(pairs)
 
     def path_of(self, dir_id: int) -> bytes:
         """Give the path of a directory by climbing its parents."""
         names: list[bytes] = []
         while True:
-            row = self.conn.execute("SELECT parent_id, CAST(name AS BLOB) FROM dir WHERE id = ?", (dir_id,)).fetchone()
+            row = self.conn.execute(
+                "SELECT parent_id, CAST(name AS BLOB) FROM dir WHERE id = ?", (dir_id,)
+            ).fetchone()
             if row is None or row[0] is None:
                 return b"/".join(reversed(names))
             names.append(row[1])
@@ -248,9 +295,13 @@ class Ingest:
     def _attr_id(self, mode: int, uid: int, gid: int) -> int:
         kind = _TYPES.get(mode & 0o170000, "?")
         values = (kind, None, None, None) if mode & UNKNOWN_MODE else (kind, mode & 0o7777, uid, gid)
-        row = self.conn.execute("SELECT id FROM attr WHERE type IS ? AND mode IS ? AND uid IS ? AND gid IS ?", values).fetchone()
+        row = self.conn.execute(
+            "SELECT id FROM attr WHERE type IS ? AND mode IS ? AND uid IS ? AND gid IS ?", values
+        ).fetchone()
         if row is None:
-            row = self.conn.execute("INSERT INTO attr (type, mode, uid, gid) VALUES (?, ?, ?, ?) RETURNING id", values).fetchone()
+            row = self.conn.execute(
+                "INSERT INTO attr (type, mode, uid, gid) VALUES (?, ?, ?, ?) RETURNING id", values
+            ).fetchone()
         return int(row[0])
 
 
@@ -289,7 +340,9 @@ class _Window:
             if r.flags & LAST:
                 state = STATES[r.state]
                 if not r.path and state == DirState.LISTED and not r.n and not r.flags & BIG:
-                    raise MountError(f"{i.share} is empty; is the share mounted? Nothing was changed in the catalogue")
+                    raise MountError(
+                        f"{i.share} is empty; is the share mounted? Nothing was changed in the catalogue"
+                    )
                 if state in _FAILED:
                     failed.append(WalkError(r.path, Op(r.op), r.err, r.waited_ns / 1e9))
                 self._decide(r, d, state)
@@ -357,10 +410,23 @@ class _Window:
         if row is not None:
             row.values = (state.value, reason, scan_id, signed(r.dev), digest, n, dirs, own_blocks)
         elif listed or r.n:
-            self.updates.append((state.value, reason, scan_id, signed(r.dev), digest, n, dirs, own_blocks, d.id))
+            self.updates.append(
+                (state.value, reason, scan_id, signed(r.dev), digest, n, dirs, own_blocks, d.id)
+            )
         else:  # not read this time: what is known of its inside stays
-            self.updates.append((state.value, reason, scan_id, d.dev if d.dev is not None else signed(r.dev), d.digest,
-                                 None, 0, own_blocks, d.id))
+            self.updates.append(
+                (
+                    state.value,
+                    reason,
+                    scan_id,
+                    d.dev if d.dev is not None else signed(r.dev),
+                    d.digest,
+                    None,
+                    0,
+                    own_blocks,
+                    d.id,
+                )
+            )
             digest = d.digest
         if own_blocks != d.own_blocks:
             self._sum(r.path).add(0, 0, 0, (own_blocks - d.own_blocks) * 512)
@@ -404,21 +470,31 @@ class _Window:
             seen.add(key)
         i.bulk.insert("entry", "symlink", self.window.buffer, offsets, ids, attrs)
         if doubles:
-            i.conn.executemany("UPDATE entry SET counted = 0 WHERE dir_id = ? AND name = CAST(? AS TEXT)", doubles)
+            i.conn.executemany(
+                "UPDATE entry SET counted = 0 WHERE dir_id = ? AND name = CAST(? AS TEXT)", doubles
+            )
         if largest:
             id_at = {r.offset: d.id for r, d in self.plain}
             self._keep_largest([(size, id_at[offset], name) for size, offset, name in largest])
 
-    def _uncount(self, path: bytes, name: bytes, is_file: bool, size: int, blocks: int, mtime_ns: int, uid: int) -> None:
+    def _uncount(
+        self, path: bytes, name: bytes, is_file: bool, size: int, blocks: int, mtime_ns: int, uid: int
+    ) -> None:
         """Take one of several names of a file out of the totals; it stays an entry."""
         self._sum(path).add(-is_file, 0, -size, -blocks * 512)
         if is_file:
             self._tally_file(-1, name, size, blocks, mtime_ns, uid)
 
     def _is_counted(self, key: tuple[int | None, int]) -> bool:
-        return self.ingest.conn.execute(
-            "SELECT 1 FROM entry JOIN dir ON dir.id = entry.dir_id WHERE entry.counted = 1 AND entry.ino = ? AND "
-            "dir.mount_id = ? AND dir.dev = ? LIMIT 1", (key[1], self.ingest.mount_id, key[0])).fetchone() is not None
+        return (
+            self.ingest.conn.execute(
+                "SELECT 1 FROM entry JOIN dir ON dir.id = entry.dir_id WHERE entry.counted = 1 AND "
+                "entry.ino = ? AND "
+                "dir.mount_id = ? AND dir.dev = ? LIMIT 1",
+                (key[1], self.ingest.mount_id, key[0]),
+            ).fetchone()
+            is not None
+        )
 
     def _drop_incoming(self, d: Dir) -> None:
         self.ingest.conn.execute("DELETE FROM temp.incoming WHERE dir_id = ?", (d.id,))
@@ -427,21 +503,35 @@ class _Window:
     def _replace(self, path: bytes, d: Dir, whole: bool) -> None:
         """Let what came in for a directory take the place of what was there."""
         conn, one = self.ingest.conn, (d.id,)
-        both = "FROM temp.incoming AS n {} JOIN entry AS e ON e.dir_id = n.dir_id AND e.name = n.name WHERE n.dir_id = ?"
+        both = (
+            "FROM temp.incoming AS n {} JOIN entry AS e ON e.dir_id = n.dir_id AND e.name = n.name "
+            "WHERE n.dir_id = ?"
+        )
         (changed,) = conn.execute(
-            "SELECT count(*) " + both.format("") + " AND (n.attr_id, n.size, n.blocks, n.mtime_ns, n.ctime_ns, n.ino, n.nlink) "
-            "IS NOT (e.attr_id, e.size, e.blocks, e.mtime_ns, e.ctime_ns, e.ino, e.nlink)", one).fetchone()
-        (new,) = conn.execute("SELECT count(*) " + both.format("LEFT") + " AND e.name IS NULL", one).fetchone()
+            "SELECT count(*) "
+            + both.format("")
+            + " AND (n.attr_id, n.size, n.blocks, n.mtime_ns, n.ctime_ns, n.ino, n.nlink) "
+            "IS NOT (e.attr_id, e.size, e.blocks, e.mtime_ns, e.ctime_ns, e.ino, e.nlink)",
+            one,
+        ).fetchone()
+        (new,) = conn.execute(
+            "SELECT count(*) " + both.format("LEFT") + " AND e.name IS NULL", one
+        ).fetchone()
         self.counts.changed += changed
         self.counts.new += new
         gone = "e.name NOT IN (SELECT name FROM temp.incoming WHERE dir_id = e.dir_id)"
         if whole:
-            (count,) = conn.execute(f"SELECT count(*) FROM entry AS e WHERE e.dir_id = ? AND {gone}", one).fetchone()
+            (count,) = conn.execute(
+                f"SELECT count(*) FROM entry AS e WHERE e.dir_id = ? AND {gone}", one
+            ).fetchone()
             self.counts.gone += count
             for child_id, name in conn.execute(
-                    "SELECT c.id, CAST(c.name AS BLOB) FROM dir AS c WHERE c.mount_id = ? AND c.parent_id = ? AND c.name NOT IN "
-                    "(SELECT n.name FROM temp.incoming AS n JOIN attr AS a ON a.id = n.attr_id WHERE n.dir_id = ? AND a.type = 'd')",
-                    (self.ingest.mount_id, d.id, d.id)).fetchall():
+                "SELECT c.id, CAST(c.name AS BLOB) FROM dir AS c WHERE c.mount_id = ? AND c.parent_id "
+                "= ? AND c.name NOT IN "
+                "(SELECT n.name FROM temp.incoming AS n JOIN attr AS a ON a.id = n.attr_id WHERE "
+                "n.dir_id = ? AND a.type = 'd')",
+                (self.ingest.mount_id, d.id, d.id),
+            ).fetchall():
                 self._remove_tree(path, child_id, name)
         which = "" if whole else " AND e.name IN (SELECT name FROM temp.incoming WHERE dir_id = e.dir_id)"
         self._subtract(path, d.id, d.dev, which)
@@ -452,7 +542,9 @@ class _Window:
         doubles: list[tuple[int, bytes]] = []
         seen: set[int] = set()
         for name, kind, size, blocks, mtime_ns, uid, ino, counted in conn.execute(
-                f"SELECT {_ROW} FROM temp.incoming AS e JOIN attr AS a ON a.id = e.attr_id WHERE e.dir_id = ?", one):
+            f"SELECT {_ROW} FROM temp.incoming AS e JOIN attr AS a ON a.id = e.attr_id WHERE e.dir_id = ?",
+            one,
+        ):
             is_file = kind == "f"
             self._sum(path).entries += 1
             if size is None or kind == "d":
@@ -478,7 +570,9 @@ class _Window:
         """Take the entries of a directory out of all totals."""
         total = self._sum(path)
         for name, kind, size, blocks, mtime_ns, uid, ino, counted in self.ingest.conn.execute(
-                f"SELECT {_ROW} FROM entry AS e JOIN attr AS a ON a.id = e.attr_id WHERE e.dir_id = ?{which}", (dir_id,)):
+            f"SELECT {_ROW} FROM entry AS e JOIN attr AS a ON a.id = e.attr_id WHERE e.dir_id = ?{which}",
+            (dir_id,),
+        ):
             total.entries -= 1
             if size is None or kind == "d" or counted == 0:
                 continue
@@ -498,8 +592,13 @@ class _Window:
         stack = [(dir_id, top)]
         while stack:
             this, path = stack.pop()
-            stack += [(child, path + b"/" + n) for child, n in conn.execute(
-                "SELECT id, CAST(name AS BLOB) FROM dir WHERE mount_id = ? AND parent_id = ?", (i.mount_id, this))]
+            stack += [
+                (child, path + b"/" + n)
+                for child, n in conn.execute(
+                    "SELECT id, CAST(name AS BLOB) FROM dir WHERE mount_id = ? AND parent_id = ?",
+                    (i.mount_id, this),
+                )
+            ]
             dev, own_blocks = conn.execute("SELECT dev, own_blocks FROM dir WHERE id = ?", (this,)).fetchone()
             before = self._sum(parent).entries
             self._subtract(parent, this, dev)  # the totals of what goes need no care, those above do
@@ -517,12 +616,17 @@ class _Window:
             if self._is_counted((dev, ino)):
                 continue
             row = i.conn.execute(
-                f"SELECT e.dir_id, {_ROW} FROM entry AS e JOIN dir ON dir.id = e.dir_id JOIN attr AS a ON a.id = e.attr_id "
-                "WHERE e.counted = 0 AND e.ino = ? AND dir.mount_id = ? AND dir.dev IS ? LIMIT 1", (ino, i.mount_id, dev)).fetchone()
+                f"SELECT e.dir_id, {_ROW} FROM entry AS e JOIN dir ON dir.id = e.dir_id JOIN attr AS a "
+                "ON a.id = e.attr_id "
+                "WHERE e.counted = 0 AND e.ino = ? AND dir.mount_id = ? AND dir.dev IS ? LIMIT 1",
+                (ino, i.mount_id, dev),
+            ).fetchone()
             if row is None:
                 continue
             dir_id, name, kind, size, blocks, mtime_ns, uid, _, _ = row
-            i.conn.execute("UPDATE entry SET counted = 1 WHERE dir_id = ? AND name = CAST(? AS TEXT)", (dir_id, name))
+            i.conn.execute(
+                "UPDATE entry SET counted = 1 WHERE dir_id = ? AND name = CAST(? AS TEXT)", (dir_id, name)
+            )
             self._sum(i.path_of(dir_id)).add(kind == "f", 0, size, blocks * 512)
             if kind == "f":
                 self._tally_file(1, name, size, blocks, mtime_ns, uid)
@@ -555,16 +659,26 @@ class _Window:
             totals[d.id] = (s.files, s.entries, s.bytes, s.disk_bytes)
         none = (0, 0, 0, 0)
         conn.executemany(
-            "INSERT INTO dir (id, mount_id, parent_id, name, state, reason, scan_id, dev, digest, own_entries, own_dirs, "
-            "own_blocks, files, entries, bytes, disk_bytes) VALUES (?, ?, ?, CAST(? AS TEXT), ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            [(id_, self.ingest.mount_id, row.parent_id, row.name, *row.values, *totals.pop(id_, none))
-             for id_, row in self.rows.items()])
+            "INSERT INTO dir (id, mount_id, parent_id, name, state, reason, scan_id, dev, digest, "
+            "own_entries, own_dirs, "
+            "own_blocks, files, entries, bytes, disk_bytes) VALUES (?, ?, ?, CAST(? AS TEXT), ?, ?, ?, "
+            "?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            [
+                (id_, self.ingest.mount_id, row.parent_id, row.name, *row.values, *totals.pop(id_, none))
+                for id_, row in self.rows.items()
+            ],
+        )
         conn.executemany(
-            "UPDATE dir SET state = ?, reason = ?, scan_id = ?, dev = ?, digest = ?, own_entries = ifnull(?, own_entries), "
-            "own_dirs = ifnull(?, own_dirs), own_blocks = ? WHERE id = ?", self.updates)
+            "UPDATE dir SET state = ?, reason = ?, scan_id = ?, dev = ?, digest = ?, own_entries = "
+            "ifnull(?, own_entries), "
+            "own_dirs = ifnull(?, own_dirs), own_blocks = ? WHERE id = ?",
+            self.updates,
+        )
         conn.executemany(
-            "UPDATE dir SET files = files + ?, entries = entries + ?, bytes = bytes + ?, disk_bytes = disk_bytes + ? WHERE id = ?",
-            [(*s, id_) for id_, s in totals.items() if any(s)])
+            "UPDATE dir SET files = files + ?, entries = entries + ?, bytes = bytes + ?, disk_bytes = "
+            "disk_bytes + ? WHERE id = ?",
+            [(*s, id_) for id_, s in totals.items() if any(s)],
+        )
 
     def _tally(self, dimension: int, key: bytes, files: int, size: int, blocks: int) -> None:
         cell = self.tally.setdefault((dimension, key), [0, 0, 0])
@@ -579,31 +693,48 @@ class _Window:
     def _write_tally(self) -> None:
         conn, mount_id = self.ingest.conn, self.ingest.mount_id
         conn.executemany(
-            "INSERT INTO tally VALUES (?, ?, CAST(? AS TEXT), ?, ?, ?) ON CONFLICT DO UPDATE SET files = files + excluded.files, "
+            "INSERT INTO tally VALUES (?, ?, CAST(? AS TEXT), ?, ?, ?) ON CONFLICT DO UPDATE SET files "
+            "= files + excluded.files, "
             "bytes = bytes + excluded.bytes, disk_bytes = disk_bytes + excluded.disk_bytes",
-            [(mount_id, kinds.DIMENSIONS[d], key, *cell) for (d, key), cell in self.tally.items()])
+            [(mount_id, kinds.DIMENSIONS[d], key, *cell) for (d, key), cell in self.tally.items()],
+        )
         if any(cell[0] < 0 for cell in self.tally.values()):
             conn.execute("DELETE FROM tally WHERE mount_id = ? AND files = 0", (mount_id,))
 
     def _keep_largest(self, files: list[tuple[int, int, bytes]]) -> None:
         conn, mount_id = self.ingest.conn, self.ingest.mount_id
-        row = conn.execute("SELECT size FROM largest WHERE mount_id = ? ORDER BY size DESC LIMIT 1 OFFSET ?",
-                           (mount_id, LARGEST - 1)).fetchone()
+        row = conn.execute(
+            "SELECT size FROM largest WHERE mount_id = ? ORDER BY size DESC LIMIT 1 OFFSET ?",
+            (mount_id, LARGEST - 1),
+        ).fetchone()
         least = row[0] if row else 0
         better = [(mount_id, *f) for f in files if f[0] > least]
         if better:
             conn.executemany("INSERT OR IGNORE INTO largest VALUES (?, ?, ?, CAST(? AS TEXT))", better)
-            conn.execute("DELETE FROM largest WHERE mount_id = ?1 AND size < (SELECT size FROM largest WHERE mount_id = ?1 "
-                         "ORDER BY size DESC LIMIT 1 OFFSET ?2)", (mount_id, LARGEST - 1))
+            conn.execute(
+                "DELETE FROM largest WHERE mount_id = ?1 AND size < (SELECT size FROM largest WHERE "
+                "mount_id = ?1 "
+                "ORDER BY size DESC LIMIT 1 OFFSET ?2)",
+                (mount_id, LARGEST - 1),
+            )
 
 
 def refill_largest(conn: sqlite3.Connection, mount_id: int) -> None:
-    """Find the largest files anew where deletions left few of them. Cost: one pass over the entries, then only."""
+    """Find the largest files anew where deletions left few of them.
+
+    Cost: one pass over the entries, and only then.
+    """
     (have,) = conn.execute("SELECT count(*) FROM largest WHERE mount_id = ?", (mount_id,)).fetchone()
-    (files,) = conn.execute("SELECT ifnull(sum(files), 0) FROM dir WHERE mount_id = ? AND parent_id IS NULL", (mount_id,)).fetchone()
+    (files,) = conn.execute(
+        "SELECT ifnull(sum(files), 0) FROM dir WHERE mount_id = ? AND parent_id IS NULL", (mount_id,)
+    ).fetchone()
     if have >= min(LARGEST // 4, files):
         return
     conn.execute("DELETE FROM largest WHERE mount_id = ?", (mount_id,))
-    conn.execute("INSERT INTO largest SELECT ?1, e.size, e.dir_id, e.name FROM entry AS e JOIN dir ON dir.id = e.dir_id "
-                 "JOIN attr AS a ON a.id = e.attr_id WHERE dir.mount_id = ?1 AND a.type = 'f' AND e.size > 0 "
-                 "ORDER BY e.size DESC LIMIT ?2", (mount_id, LARGEST))
+    conn.execute(
+        "INSERT INTO largest SELECT ?1, e.size, e.dir_id, e.name FROM entry AS e JOIN dir ON dir.id = "
+        "e.dir_id "
+        "JOIN attr AS a ON a.id = e.attr_id WHERE dir.mount_id = ?1 AND a.type = 'f' AND e.size > 0 "
+        "ORDER BY e.size DESC LIMIT ?2",
+        (mount_id, LARGEST),
+    )

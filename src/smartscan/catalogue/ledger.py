@@ -24,17 +24,27 @@ def mount(conn: sqlite3.Connection, name: str, path: bytes, at: float) -> int:
     for _, other, other_path in rows:
         shown = other_path.decode("utf-8", "backslashreplace")
         if other == name:
-            raise UsageError(f"the name '{name}' is already used for {shown}; choose another name for this path")
+            raise UsageError(
+                f"the name '{name}' is already used for {shown}; choose another name for this path"
+            )
         if other_path == path:
             raise UsageError(f"{shown} is already catalogued as '{other}'; scan it by that name")
         if _inside(path, other_path):
-            raise UsageError(f"this path lies in {shown}, which is catalogued as '{other}'; scan only one of them, "
-                             "or use another catalogue with --db")
+            raise UsageError(
+                f"this path lies in {shown}, which is catalogued as '{other}'; scan only one of them, "
+                "or use another catalogue with --db"
+            )
         if _inside(other_path, path):
-            raise UsageError(f"{shown}, catalogued as '{other}', lies in this path; scan only one of them, "
-                             "or use another catalogue with --db")
-    return int(conn.execute("INSERT INTO mount (name, path, created_at) VALUES (?, CAST(? AS TEXT), ?) RETURNING id",
-                            (name, path, at)).fetchone()[0])
+            raise UsageError(
+                f"{shown}, catalogued as '{other}', lies in this path; scan only one of them, "
+                "or use another catalogue with --db"
+            )
+    return int(
+        conn.execute(
+            "INSERT INTO mount (name, path, created_at) VALUES (?, CAST(? AS TEXT), ?) RETURNING id",
+            (name, path, at),
+        ).fetchone()[0]
+    )
 
 
 def _inside(path: bytes, other: bytes) -> bool:
@@ -48,7 +58,9 @@ def set_storage(conn: sqlite3.Connection, mount_id: int, fs_type: str, source: s
 
 def unfinished(conn: sqlite3.Connection, mount_id: int) -> int | None:
     """Find the last scan of a mount where it was stopped or its controller died: it goes on."""
-    row = conn.execute("SELECT id, state FROM scan WHERE mount_id = ? ORDER BY id DESC LIMIT 1", (mount_id,)).fetchone()
+    row = conn.execute(
+        "SELECT id, state FROM scan WHERE mount_id = ? ORDER BY id DESC LIMIT 1", (mount_id,)
+    ).fetchone()
     return row[0] if row and row[1] in (ScanState.RUNNING, ScanState.CANCELLED) else None
 
 
@@ -58,18 +70,42 @@ def last(conn: sqlite3.Connection, mount_id: int) -> int | None:
     return row[0] if row else None
 
 
-def begin(conn: sqlite3.Connection, mount_id: int, *, engine: str, controller: str, options: dict[str, Any], at: float) -> int:
+def begin(
+    conn: sqlite3.Connection,
+    mount_id: int,
+    *,
+    engine: str,
+    controller: str,
+    options: dict[str, Any],
+    at: float,
+) -> int:
     """Open a scan."""
-    return int(conn.execute(
-        "INSERT INTO scan (mount_id, state, started_at, beat_at, engine, controller, options) VALUES (?, 'running', ?, ?, ?, ?, ?) "
-        "RETURNING id", (mount_id, at, at, engine, controller, json.dumps(options))).fetchone()[0])
+    return int(
+        conn.execute(
+            "INSERT INTO scan (mount_id, state, started_at, beat_at, engine, controller, options) "
+            "VALUES (?, 'running', ?, ?, ?, ?, ?) "
+            "RETURNING id",
+            (mount_id, at, at, engine, controller, json.dumps(options)),
+        ).fetchone()[0]
+    )
 
 
-def resume(conn: sqlite3.Connection, scan_id: int, *, engine: str, controller: str, options: dict[str, Any], at: float) -> None:
+def resume(
+    conn: sqlite3.Connection,
+    scan_id: int,
+    *,
+    engine: str,
+    controller: str,
+    options: dict[str, Any],
+    at: float,
+) -> None:
     """Take up a scan that was stopped, or whose controller died."""
-    conn.execute("UPDATE scan SET state = 'running', ended_at = NULL, beat_at = ?, engine = ?, controller = ?, options = ?, "
-                 "mount_dead = 0, paused = NULL, certificate = NULL WHERE id = ?",
-                 (at, engine, controller, json.dumps(options), scan_id))
+    conn.execute(
+        "UPDATE scan SET state = 'running', ended_at = NULL, beat_at = ?, engine = ?, controller = ?, "
+        "options = ?, "
+        "mount_dead = 0, paused = NULL, certificate = NULL WHERE id = ?",
+        (at, engine, controller, json.dumps(options), scan_id),
+    )
     conn.execute("DELETE FROM reading WHERE chunk_id IN (SELECT id FROM chunk WHERE scan_id = ?)", (scan_id,))
 
 
@@ -82,10 +118,18 @@ def forget_scan(conn: sqlite3.Connection, scan_id: int, mount_id: int) -> None:
     conn.execute("DELETE FROM chunk WHERE scan_id = ?", (scan_id,))
     conn.execute("DELETE FROM problem WHERE mount_id = ? AND scan_id = ?", (mount_id, scan_id))
     conn.execute("DELETE FROM scan WHERE id = ?", (scan_id,))
-    conn.execute("DELETE FROM dir WHERE mount_id = ?1 AND parent_id IS NULL AND state <> 'listed' AND entries = 0 AND NOT EXISTS "
-                 "(SELECT 1 FROM scan WHERE mount_id = ?1)", (mount_id,))
-    conn.execute("DELETE FROM mount WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM scan WHERE mount_id = ?1) AND NOT EXISTS "
-                 "(SELECT 1 FROM dir WHERE mount_id = ?1)", (mount_id,))
+    conn.execute(
+        "DELETE FROM dir WHERE mount_id = ?1 AND parent_id IS NULL AND state <> 'listed' AND entries = "
+        "0 AND NOT EXISTS "
+        "(SELECT 1 FROM scan WHERE mount_id = ?1)",
+        (mount_id,),
+    )
+    conn.execute(
+        "DELETE FROM mount WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM scan WHERE mount_id = ?1) AND "
+        "NOT EXISTS "
+        "(SELECT 1 FROM dir WHERE mount_id = ?1)",
+        (mount_id,),
+    )
 
 
 def beat(conn: sqlite3.Connection, scan_id: int, at: float) -> None:
@@ -98,106 +142,203 @@ def pause(conn: sqlite3.Connection, scan_id: int, why: str | None) -> None:
     conn.execute("UPDATE scan SET paused = ? WHERE id = ?", (why, scan_id))
 
 
-def end(conn: sqlite3.Connection, scan_id: int, state: ScanState, certificate: dict[str, Any] | None, *, mount_dead: bool,
-        at: float) -> None:
+def end(
+    conn: sqlite3.Connection,
+    scan_id: int,
+    state: ScanState,
+    certificate: dict[str, Any] | None,
+    *,
+    mount_dead: bool,
+    at: float,
+) -> None:
     """Close a scan."""
     fs = (certificate or {}).get("fs") or {}
-    conn.execute("UPDATE scan SET state = ?, ended_at = ?, beat_at = ?, paused = NULL, mount_dead = ?, certificate = ?, "
-                 "fs_total_bytes = ?, fs_used_bytes = ? WHERE id = ?",
-                 (state.value, at, at, mount_dead, None if certificate is None else json.dumps(certificate),
-                  fs.get("total_bytes"), fs.get("used_bytes"), scan_id))
+    conn.execute(
+        "UPDATE scan SET state = ?, ended_at = ?, beat_at = ?, paused = NULL, mount_dead = ?, "
+        "certificate = ?, "
+        "fs_total_bytes = ?, fs_used_bytes = ? WHERE id = ?",
+        (
+            state.value,
+            at,
+            at,
+            mount_dead,
+            None if certificate is None else json.dumps(certificate),
+            fs.get("total_bytes"),
+            fs.get("used_bytes"),
+            scan_id,
+        ),
+    )
     conn.execute("DELETE FROM reading WHERE chunk_id IN (SELECT id FROM chunk WHERE scan_id = ?)", (scan_id,))
 
 
 # -- chunks --------------------------------------------------------------------------------------------
 
 
-def add_chunk(conn: sqlite3.Connection, scan_id: int, roots: Iterable[Root], origin: str, at: float, *, parent_id: int | None = None,
-              est_bytes: int | None = None, est_entries: int | None = None) -> Chunk:
+def add_chunk(
+    conn: sqlite3.Connection,
+    scan_id: int,
+    roots: Iterable[Root],
+    origin: str,
+    at: float,
+    *,
+    parent_id: int | None = None,
+    est_bytes: int | None = None,
+    est_entries: int | None = None,
+) -> Chunk:
     """Persist a pending chunk."""
     kept = tuple(roots)
     (chunk_id,) = conn.execute(
-        "INSERT INTO chunk (scan_id, state, origin, parent_id, est_bytes, est_entries, created_at) VALUES (?, 'pending', ?, ?, ?, ?, ?) "
-        "RETURNING id", (scan_id, origin, parent_id, est_bytes, est_entries, at)).fetchone()
-    conn.executemany("INSERT OR REPLACE INTO root VALUES (?, CAST(? AS TEXT), ?)", [(chunk_id, r.path, r.scope.value) for r in kept])
+        "INSERT INTO chunk (scan_id, state, origin, parent_id, est_bytes, est_entries, created_at) "
+        "VALUES (?, 'pending', ?, ?, ?, ?, ?) "
+        "RETURNING id",
+        (scan_id, origin, parent_id, est_bytes, est_entries, at),
+    ).fetchone()
+    conn.executemany(
+        "INSERT OR REPLACE INTO root VALUES (?, CAST(? AS TEXT), ?)",
+        [(chunk_id, r.path, r.scope.value) for r in kept],
+    )
     return Chunk(chunk_id, kept, est_bytes, est_entries)
 
 
 def open_chunks(conn: sqlite3.Connection, scan_id: int) -> list[tuple[Chunk, int, int]]:
-    """List the chunks of a scan that are not done, with their last attempt's number and their fails in a row."""
+    """List the chunks of a scan that are not done, with their last attempt's number and fails in a row."""
     found = []
     for chunk_id, est_bytes, est_entries, fails, state, number in conn.execute(
-            "SELECT id, est_bytes, est_entries, fails, state, (SELECT ifnull(max(number), 0) FROM attempt WHERE chunk_id = chunk.id) "
-            "FROM chunk WHERE scan_id = ? AND state IN ('pending', 'running') ORDER BY id", (scan_id,)).fetchall():
-        found.append((Chunk(chunk_id, chunk_roots(conn, chunk_id), est_bytes, est_entries, ChunkState(state)), number, fails))
+        "SELECT id, est_bytes, est_entries, fails, state, (SELECT ifnull(max(number), 0) FROM attempt "
+        "WHERE chunk_id = chunk.id) "
+        "FROM chunk WHERE scan_id = ? AND state IN ('pending', 'running') ORDER BY id",
+        (scan_id,),
+    ).fetchall():
+        found.append(
+            (
+                Chunk(chunk_id, chunk_roots(conn, chunk_id), est_bytes, est_entries, ChunkState(state)),
+                number,
+                fails,
+            )
+        )
     return found
 
 
 def chunk_roots(conn: sqlite3.Connection, chunk_id: int) -> tuple[Root, ...]:
     """Where a chunk begins."""
-    return tuple(Root(path, Scope(scope)) for path, scope in conn.execute(
-        "SELECT CAST(path AS BLOB), scope FROM root WHERE chunk_id = ? ORDER BY path", (chunk_id,)))
+    return tuple(
+        Root(path, Scope(scope))
+        for path, scope in conn.execute(
+            "SELECT CAST(path AS BLOB), scope FROM root WHERE chunk_id = ? ORDER BY path", (chunk_id,)
+        )
+    )
 
 
 def is_root_elsewhere(conn: sqlite3.Connection, scan_id: int, path: bytes, chunk_id: int) -> bool:
     """Whether another chunk of the scan that is not done begins here."""
-    return conn.execute("SELECT 1 FROM chunk JOIN root ON root.chunk_id = chunk.id WHERE chunk.scan_id = ? AND chunk.id <> ? AND "
-                        "chunk.state IN ('pending', 'running') AND root.path = CAST(? AS TEXT) LIMIT 1",
-                        (scan_id, chunk_id, path)).fetchone() is not None
+    return (
+        conn.execute(
+            "SELECT 1 FROM chunk JOIN root ON root.chunk_id = chunk.id WHERE chunk.scan_id = ? AND "
+            "chunk.id <> ? AND "
+            "chunk.state IN ('pending', 'running') AND root.path = CAST(? AS TEXT) LIMIT 1",
+            (scan_id, chunk_id, path),
+        ).fetchone()
+        is not None
+    )
 
 
-def set_chunk(conn: sqlite3.Connection, chunk_id: int, state: ChunkState, at: float, *, fails: int | None = None) -> None:
+def set_chunk(
+    conn: sqlite3.Connection, chunk_id: int, state: ChunkState, at: float, *, fails: int | None = None
+) -> None:
     """Note what became of a chunk."""
     over = state in (ChunkState.DONE, ChunkState.QUARANTINED)
-    conn.execute("UPDATE chunk SET state = ?, fails = ifnull(?, fails), ended_at = ? WHERE id = ?",
-                 (state.value, fails, at if over else None, chunk_id))
+    conn.execute(
+        "UPDATE chunk SET state = ?, fails = ifnull(?, fails), ended_at = ? WHERE id = ?",
+        (state.value, fails, at if over else None, chunk_id),
+    )
 
 
 def start_attempt(conn: sqlite3.Connection, chunk_id: int, number: int, at: float) -> None:
     """Note that an attempt begins, before anything is started for it."""
-    conn.execute("INSERT OR IGNORE INTO attempt (chunk_id, number, started_at, progressed_at) VALUES (?, ?, ?, ?)",
-                 (chunk_id, number, at, at))
+    conn.execute(
+        "INSERT OR IGNORE INTO attempt (chunk_id, number, started_at, progressed_at) VALUES (?, ?, ?, ?)",
+        (chunk_id, number, at, at),
+    )
     conn.execute("UPDATE chunk SET state = 'running' WHERE id = ?", (chunk_id,))
 
 
 def set_worker(conn: sqlite3.Connection, chunk_id: int, number: int, worker_id: str) -> None:
     """Note which process or container runs an attempt."""
-    conn.execute("UPDATE attempt SET worker_id = ? WHERE chunk_id = ? AND number = ?", (worker_id, chunk_id, number))
+    conn.execute(
+        "UPDATE attempt SET worker_id = ? WHERE chunk_id = ? AND number = ?", (worker_id, chunk_id, number)
+    )
 
 
-def progress(conn: sqlite3.Connection, chunk_id: int, number: int, p: Progress, moved_at: float, now: float) -> None:
+def progress(
+    conn: sqlite3.Connection, chunk_id: int, number: int, p: Progress, moved_at: float, now: float
+) -> None:
     """Note how far an attempt is and what its threads are in."""
-    conn.execute("UPDATE attempt SET progressed_at = ?, entries = ?, dirs = ?, bytes = ?, disk_bytes = ? WHERE chunk_id = ? AND number = ?",
-                 (moved_at, p.entries, p.dirs, p.bytes, p.disk_bytes, chunk_id, number))
+    conn.execute(
+        "UPDATE attempt SET progressed_at = ?, entries = ?, dirs = ?, bytes = ?, disk_bytes = ? WHERE "
+        "chunk_id = ? AND number = ?",
+        (moved_at, p.entries, p.dirs, p.bytes, p.disk_bytes, chunk_id, number),
+    )
     conn.execute("DELETE FROM reading WHERE chunk_id = ?", (chunk_id,))
-    conn.executemany("INSERT INTO reading VALUES (?, ?, CAST(? AS TEXT), ?, ?)",
-                     [(chunk_id, i, r.path, r.op.label, now - r.for_s) for i, r in enumerate(p.readings)])
+    conn.executemany(
+        "INSERT INTO reading VALUES (?, ?, CAST(? AS TEXT), ?, ?)",
+        [(chunk_id, i, r.path, r.op.label, now - r.for_s) for i, r in enumerate(p.readings)],
+    )
 
 
-def end_attempt(conn: sqlite3.Connection, chunk_id: int, number: int, outcome: Outcome, at: float, *, exit_code: int | None = None,
-                log_tail: str | None = None) -> None:
+def end_attempt(
+    conn: sqlite3.Connection,
+    chunk_id: int,
+    number: int,
+    outcome: Outcome,
+    at: float,
+    *,
+    exit_code: int | None = None,
+    log_tail: str | None = None,
+) -> None:
     """Note how an attempt ended."""
-    conn.execute("UPDATE attempt SET outcome = ?, ended_at = ?, exit_code = ?, log_tail = ? WHERE chunk_id = ? AND number = ?",
-                 (outcome.value, at, exit_code, log_tail or None, chunk_id, number))
+    conn.execute(
+        "UPDATE attempt SET outcome = ?, ended_at = ?, exit_code = ?, log_tail = ? WHERE chunk_id = ? "
+        "AND number = ?",
+        (outcome.value, at, exit_code, log_tail or None, chunk_id, number),
+    )
     conn.execute("DELETE FROM reading WHERE chunk_id = ?", (chunk_id,))
 
 
-def event(conn: sqlite3.Connection, scan_id: int, kind: str, detail: str, at: float, *, chunk_id: int | None = None,
-          attempt: int | None = None) -> None:
+def event(
+    conn: sqlite3.Connection,
+    scan_id: int,
+    kind: str,
+    detail: str,
+    at: float,
+    *,
+    chunk_id: int | None = None,
+    attempt: int | None = None,
+) -> None:
     """Note what happened."""
-    conn.execute("INSERT INTO event (at, scan_id, chunk_id, attempt, kind, detail) VALUES (?, ?, ?, ?, ?, ?)",
-                 (at, scan_id, chunk_id, attempt, kind, detail))
+    conn.execute(
+        "INSERT INTO event (at, scan_id, chunk_id, attempt, kind, detail) VALUES (?, ?, ?, ?, ?, ?)",
+        (at, scan_id, chunk_id, attempt, kind, detail),
+    )
 
 
 def taken(conn: sqlite3.Connection, chunk_id: int, attempt: int, name: str, at: float) -> bool:
     """Note that a file of an attempt other than a shard was acted on; False where that was noted before."""
-    return conn.execute("INSERT OR IGNORE INTO shard VALUES (?, ?, ?, 0, 0, 0, ?)", (chunk_id, attempt, name, at)).rowcount > 0
+    return (
+        conn.execute(
+            "INSERT OR IGNORE INTO shard VALUES (?, ?, ?, 0, 0, 0, ?)", (chunk_id, attempt, name, at)
+        ).rowcount
+        > 0
+    )
 
 
 # -- what is known of the tree ---------------------------------------------------------------------------
 
-_USAGE = ("SELECT d.id, CAST(d.name AS BLOB), d.bytes, d.disk_bytes, d.entries, d.own_entries, d.disk_bytes - ifnull((SELECT "
-          "sum(c.disk_bytes) FROM dir AS c WHERE c.mount_id = d.mount_id AND c.parent_id = d.id), 0) FROM dir AS d WHERE d.mount_id = ? ")
+_USAGE = (
+    "SELECT d.id, CAST(d.name AS BLOB), d.bytes, d.disk_bytes, d.entries, d.own_entries, d.disk_bytes "
+    "- ifnull((SELECT "
+    "sum(c.disk_bytes) FROM dir AS c WHERE c.mount_id = d.mount_id AND c.parent_id = d.id), 0) FROM "
+    "dir AS d WHERE d.mount_id = ? "
+)
 
 
 def mount_usage(conn: sqlite3.Connection, mount_id: int) -> Usage | None:
@@ -211,8 +352,12 @@ def child_usages(conn: sqlite3.Connection, mount_id: int, path: bytes) -> list[U
     dir_id = dir_id_of(conn, mount_id, path)
     if dir_id is None:
         return []
-    return [Usage(path + b"/" + name if path else name, size, disk, entries, own_disk, own)
-            for _, name, size, disk, entries, own, own_disk in conn.execute(_USAGE + "AND d.parent_id = ?", (mount_id, dir_id))]
+    return [
+        Usage(path + b"/" + name if path else name, size, disk, entries, own_disk, own)
+        for _, name, size, disk, entries, own, own_disk in conn.execute(
+            _USAGE + "AND d.parent_id = ?", (mount_id, dir_id)
+        )
+    ]
 
 
 def usage_of(conn: sqlite3.Connection, mount_id: int, root: Root) -> tuple[int, int] | None:
@@ -232,8 +377,10 @@ def dir_id_of(conn: sqlite3.Connection, mount_id: int, path: bytes) -> int | Non
     for name in path.split(b"/") if path else ():
         if row is None:
             return None
-        row = conn.execute("SELECT id FROM dir WHERE mount_id = ? AND parent_id = ? AND name = CAST(? AS TEXT)",
-                           (mount_id, row[0], name)).fetchone()
+        row = conn.execute(
+            "SELECT id FROM dir WHERE mount_id = ? AND parent_id = ? AND name = CAST(? AS TEXT)",
+            (mount_id, row[0], name),
+        ).fetchone()
     return None if row is None else int(row[0])
 
 
@@ -243,14 +390,16 @@ def is_decided(conn: sqlite3.Connection, mount_id: int, scan_id: int, path: byte
     if dir_id is None:
         return False
     row = conn.execute("SELECT scan_id, state FROM dir WHERE id = ?", (dir_id,)).fetchone()
-    return row[0] == scan_id and row[1] != DirState.FOUND
+    return bool(row[0] == scan_id and row[1] != DirState.FOUND)
 
 
 def reopen_failed(conn: sqlite3.Connection, mount_id: int, scan_id: int) -> list[bytes]:
     """Make the directories that a scan could not read undecided again, and give their paths."""
     failed = (DirState.DENIED, DirState.TIMED_OUT, DirState.IO_ERROR)
-    rows = conn.execute("SELECT id FROM dir WHERE mount_id = ? AND scan_id = ? AND state IN (?, ?, ?)",
-                        (mount_id, scan_id, *failed)).fetchall()
+    rows = conn.execute(
+        "SELECT id FROM dir WHERE mount_id = ? AND scan_id = ? AND state IN (?, ?, ?)",
+        (mount_id, scan_id, *failed),
+    ).fetchall()
     conn.executemany("UPDATE dir SET state = 'found', reason = NULL, scan_id = NULL WHERE id = ?", rows)
     return sorted(dir_path(conn, dir_id) for (dir_id,) in rows)
 
@@ -259,26 +408,38 @@ def dir_path(conn: sqlite3.Connection, dir_id: int) -> bytes:
     """Give a directory's path by climbing its parents."""
     names: list[bytes] = []
     while True:
-        parent_id, name = conn.execute("SELECT parent_id, CAST(name AS BLOB) FROM dir WHERE id = ?", (dir_id,)).fetchone()
+        parent_id, name = conn.execute(
+            "SELECT parent_id, CAST(name AS BLOB) FROM dir WHERE id = ?", (dir_id,)
+        ).fetchone()
         if parent_id is None:
             return b"/".join(reversed(names))
         names.append(name)
         dir_id = parent_id
 
 
-def undue(conn: sqlite3.Connection, mount_id: int, now: float, *, everything: bool = False) -> list[tuple[bytes, str, float | None]]:
-    """List paths that did not answer and are not to be tried before a later time, or with `everything` all that are open."""
+def undue(
+    conn: sqlite3.Connection, mount_id: int, now: float, *, everything: bool = False
+) -> list[tuple[bytes, str, float | None]]:
+    """List paths that did not answer and are not to be tried before a later time; with `everything`, all."""
     when = "" if everything else "AND retry_at > ?"
-    return conn.execute("SELECT CAST(path AS BLOB), op, retry_at FROM problem WHERE mount_id = ? AND cleared_at IS NULL AND "
-                        f"retry_at IS NOT NULL {when}", (mount_id,) if everything else (mount_id, now)).fetchall()
+    return conn.execute(
+        "SELECT CAST(path AS BLOB), op, retry_at FROM problem WHERE mount_id = ? AND cleared_at IS NULL AND "
+        f"retry_at IS NOT NULL {when}",
+        (mount_id,) if everything else (mount_id, now),
+    ).fetchall()
 
 
 def account(conn: sqlite3.Connection, mount_id: int, scan_id: int) -> tuple[dict[str, int], int]:
-    """Count the directories of a scan by state, and all that it found. Cost: one pass over the directories."""
+    """Count the directories of a scan by state, and all that it found.
+
+    Cost: one pass over the directories.
+    """
     states: dict[str, int] = {}
     found = 1
-    for state, count, below in conn.execute("SELECT state, count(*), sum(own_dirs) FROM dir WHERE mount_id = ? AND scan_id = ? "
-                                            "GROUP BY state", (mount_id, scan_id)):
+    for state, count, below in conn.execute(
+        "SELECT state, count(*), sum(own_dirs) FROM dir WHERE mount_id = ? AND scan_id = ? GROUP BY state",
+        (mount_id, scan_id),
+    ):
         states[state] = count
         found += below
     return states, found
@@ -286,11 +447,20 @@ def account(conn: sqlite3.Connection, mount_id: int, scan_id: int) -> tuple[dict
 
 def clear_problems(conn: sqlite3.Connection, mount_id: int, scan_id: int, at: float) -> None:
     """Close the problems of earlier scans at places that this one read, or that are gone."""
-    for path, op in conn.execute("SELECT CAST(path AS BLOB), op FROM problem WHERE mount_id = ? AND scan_id < ? AND cleared_at IS NULL",
-                                 (mount_id, scan_id)).fetchall():
+    for path, op in conn.execute(
+        "SELECT CAST(path AS BLOB), op FROM problem WHERE mount_id = ? AND scan_id < ? AND cleared_at "
+        "IS NULL",
+        (mount_id, scan_id),
+    ).fetchall():
         place = path if op in ("open", "readdir") else path.rpartition(b"/")[0]
         dir_id = dir_id_of(conn, mount_id, place)
-        row = conn.execute("SELECT state, scan_id FROM dir WHERE id = ?", (dir_id,)).fetchone() if dir_id else None
+        row = (
+            conn.execute("SELECT state, scan_id FROM dir WHERE id = ?", (dir_id,)).fetchone()
+            if dir_id
+            else None
+        )
         if row is None or (row[0] == DirState.LISTED and row[1] == scan_id):
-            conn.execute("UPDATE problem SET cleared_at = ? WHERE mount_id = ? AND path = CAST(? AS TEXT) AND op = ?",
-                         (at, mount_id, path, op))
+            conn.execute(
+                "UPDATE problem SET cleared_at = ? WHERE mount_id = ? AND path = CAST(? AS TEXT) AND op = ?",
+                (at, mount_id, path, op),
+            )

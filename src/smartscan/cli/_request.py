@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 LINE_S = 10.0  # between lines of progress where there is no terminal: a log of a night stays readable
 
 
-class Patterns(click.ParamType):
+class Patterns(click.types.StringParamType):
     """Patterns as flags give them one by one; the environment gives several in one text."""
 
     name = "pattern"
@@ -37,45 +37,139 @@ class Patterns(click.ParamType):
 
 def walk_options(function: Callable[..., int | None]) -> Callable[..., int | None]:
     """Add the options of everything that reads a share."""
-    for option in reversed((
-        click.option("--chunk-size", default=f"{config.CHUNK_GB:g}", show_default=True, metavar="GB",
-                     callback=options.parsed(units.parse_gigabytes), help="Disk bytes of a chunk, in gigabytes (10^9)."),
-        click.option("--chunk-entries", type=click.IntRange(1), default=config.CHUNK_ENTRIES, show_default=True, metavar="N",
-                     help="Entries of a chunk."),
-        click.option("--max-containers", type=click.IntRange(1, 1000), default=config.MAX_CONTAINERS, show_default=True, metavar="N",
-                     help="Workers at a time."),
-        click.option("--cpus", type=click.FloatRange(0, min_open=True), default=config.CPUS, show_default=True, metavar="N",
-                     help="CPUs of one worker; cut to what the host has."),
-        click.option("--memory", default=config.MEMORY, show_default=True, metavar="SIZE", callback=options.parsed(units.parse_memory),
-                     help="Memory of one worker; cut to what the host has."),
-        click.option("--threads", type=click.IntRange(1, 256), default=config.THREADS, show_default=True, metavar="N",
-                     help="Directories one worker reads at the same time."),
-        click.option("--stall-after", type=click.FloatRange(0.5), default=config.STALL_S, show_default=True, metavar="SECONDS",
-                     help="Without progress for so long, a path is stuck."),
-        click.option("--engine", type=click.Choice(config.ENGINES), default="auto", show_default=True,
-                     help="Who runs the workers."),
-        click.option("--image", default=config.WORKER_IMAGE, show_default=True, help="Image of worker containers."),
-        click.option("--exclude", "patterns", type=Patterns(), multiple=True, envvar="SMART_SCAN_EXCLUDE", metavar="PATTERN",
-                     help="Record, but do not enter, directories of this name (or path, where it has a slash). May be repeated."),
-        click.option("--enter-system-dirs", is_flag=True, help="Enter snapshot and system directories of NAS makers as well."),
-        click.option("--moved", is_flag=True, help="The share lies on another file system than before, and that is right."),
-        click.option("--one-file-system", is_flag=True, help="Do not enter other mounts below the share."),
-    )):
+    for option in reversed(
+        (
+            click.option(
+                "--chunk-size",
+                default=f"{config.CHUNK_GB:g}",
+                show_default=True,
+                metavar="GB",
+                callback=options.parsed(units.parse_gigabytes),
+                help="Disk bytes of a chunk, in gigabytes (10^9).",
+            ),
+            click.option(
+                "--chunk-entries",
+                type=click.IntRange(1),
+                default=config.CHUNK_ENTRIES,
+                show_default=True,
+                metavar="N",
+                help="Entries of a chunk.",
+            ),
+            click.option(
+                "--max-containers",
+                type=click.IntRange(1, 1000),
+                default=config.MAX_CONTAINERS,
+                show_default=True,
+                metavar="N",
+                help="Workers at a time.",
+            ),
+            click.option(
+                "--cpus",
+                type=click.FloatRange(0, min_open=True),
+                default=config.CPUS,
+                show_default=True,
+                metavar="N",
+                help="CPUs of one worker; cut to what the host has.",
+            ),
+            click.option(
+                "--memory",
+                default=config.MEMORY,
+                show_default=True,
+                metavar="SIZE",
+                callback=options.parsed(units.parse_memory),
+                help="Memory of one worker; cut to what the host has.",
+            ),
+            click.option(
+                "--threads",
+                type=click.IntRange(1, 256),
+                default=config.THREADS,
+                show_default=True,
+                metavar="N",
+                help="Directories one worker reads at the same time.",
+            ),
+            click.option(
+                "--stall-after",
+                type=click.FloatRange(0.5),
+                default=config.STALL_S,
+                show_default=True,
+                metavar="SECONDS",
+                help="Without progress for so long, a path is stuck.",
+            ),
+            click.option(
+                "--engine",
+                type=click.Choice(config.ENGINES),
+                default="auto",
+                show_default=True,
+                help="Who runs the workers.",
+            ),
+            click.option(
+                "--image", default=config.WORKER_IMAGE, show_default=True, help="Image of worker containers."
+            ),
+            click.option(
+                "--exclude",
+                "patterns",
+                type=Patterns(),
+                multiple=True,
+                envvar="SMART_SCAN_EXCLUDE",
+                metavar="PATTERN",
+                help="Record, but do not enter, directories of this name (path, if it has a slash). Repeatable.",
+            ),
+            click.option(
+                "--enter-system-dirs",
+                is_flag=True,
+                help="Enter snapshot and system directories of NAS makers as well.",
+            ),
+            click.option(
+                "--moved",
+                is_flag=True,
+                help="The share lies on another file system than before, and that is right.",
+            ),
+            click.option(
+                "--one-file-system", is_flag=True, help="Do not enter other mounts below the share."
+            ),
+        )
+    ):
         function = option(function)
     return function
 
 
-def request(path: str, name: str, db: Path | None, *, chunk_size: int, chunk_entries: int, max_containers: int, cpus: float,
-            memory: int, threads: int, stall_after: float, engine: str, image: str, patterns: tuple[str, ...],
-            enter_system_dirs: bool, one_file_system: bool, moved: bool, analyze: bool = False, quiet: bool = False) -> Request:
+def request(
+    path: str,
+    name: str,
+    db: Path | None,
+    *,
+    chunk_size: int,
+    chunk_entries: int,
+    max_containers: int,
+    cpus: float,
+    memory: int,
+    threads: int,
+    stall_after: float,
+    engine: str,
+    image: str,
+    patterns: tuple[str, ...],
+    enter_system_dirs: bool,
+    one_file_system: bool,
+    moved: bool,
+    analyze: bool = False,
+    quiet: bool = False,
+) -> Request:
     """Make the request of a command's options. The path is not looked at: that is for workers."""
     from smartscan.run.request import Request
 
     made = Request(
-        config.catalogue_path(db), os.path.abspath(os.fsencode(path)), name,
+        config.catalogue_path(db),
+        os.path.abspath(os.fsencode(path)),
+        name,
         Limits(chunk_bytes=chunk_size, chunk_entries=chunk_entries, stall_s=stall_after, threads=threads),
         Rules(tuple(os.fsencode(p) for p in patterns), not enter_system_dirs, one_file_system),
-        Resources(cpus, memory), max_containers, engine, image, analyze, moved)
+        Resources(cpus, memory),
+        max_containers,
+        engine,
+        image,
+        analyze,
+        moved,
+    )
     if quiet:
         return made
     line = ProgressLine()
@@ -83,7 +177,7 @@ def request(path: str, name: str, db: Path | None, *, chunk_size: int, chunk_ent
 
 
 class ProgressLine:
-    """Says on stderr how a scan stands: one line that is rewritten on a terminal, one now and then elsewhere."""
+    """Says on stderr how a scan stands: one line, rewritten on a terminal, or one now and then elsewhere."""
 
     def __init__(self) -> None:
         self.tty = sys.stderr.isatty()
@@ -104,8 +198,14 @@ class ProgressLine:
         self.last = [*self.last[-10:], (now, max(g.entries, 0))]
         (t0, n0), (t1, n1) = self.last[0], self.last[-1]
         rate = units.rate(units.per_second(n1 - n0, t1 - t0) if t1 > t0 else None, "entries")
-        parts = [units.duration(now - self.began), f"{units.count(g.entries)} entries", units.size(g.bytes), rate,
-                 f"chunks: {g.chunks.get('running', 0)} running, {g.chunks.get('pending', 0)} waiting, {g.chunks.get('done', 0)} done"]
+        parts = [
+            units.duration(now - self.began),
+            f"{units.count(g.entries)} entries",
+            units.size(g.bytes),
+            rate,
+            f"chunks: {g.chunks.get('running', 0)} running, {g.chunks.get('pending', 0)} waiting, "
+            f"{g.chunks.get('done', 0)} done",
+        ]
         if g.expected_entries:
             share = min(1.0, g.entries / g.expected_entries)
             parts.insert(1, f"[{'#' * round(20 * share):<20}] {share:.0%}")

@@ -29,12 +29,22 @@ ROOTS_SHOWN = 3
 @click.argument("mount_path")
 @click.argument("mount_name", required=False)
 @_request.walk_options
-@click.option("--from-catalogue", is_flag=True, help="Use the sizes of the last scan; the share is not touched.")
+@click.option(
+    "--from-catalogue", is_flag=True, help="Use the sizes of the last scan; the share is not touched."
+)
 @options.json_option
-def command(mount_path: str, mount_name: str | None, db: Path | None, from_catalogue: bool, as_json: bool, **wanted: Any) -> int:
+def command(
+    mount_path: str,
+    mount_name: str | None,
+    db: Path | None,
+    from_catalogue: bool,
+    as_json: bool,
+    **wanted: Any,
+) -> int:
     """Measure the share at MOUNT_PATH and show the chunks that a scan would make of it, the largest first.
 
-    A directory within the limit is one chunk; one above it is cut into its subdirectories and a chunk for the files directly
+    A directory within the limit is one chunk; one above it is cut into its subdirectories and a chunk for
+    the files directly
     in it; small ones are packed together. Sizes are disk bytes as du(1) counts them, hard links once.
     """
     from smartscan import run
@@ -47,7 +57,9 @@ def command(mount_path: str, mount_name: str | None, db: Path | None, from_catal
         with read.open_for_reading(config.catalogue_path(db)) as catalogue:
             known = [m for m in read.mounts(catalogue, mount_name) if m.path == path]
             if not known:
-                raise UsageError(f"{show(path)} is not in the catalogue; scan it first, or leave out --from-catalogue")
+                raise UsageError(
+                    f"{show(path)} is not in the catalogue; scan it first, or leave out --from-catalogue"
+                )
             made = _request.request(mount_path, known[0].name, db, quiet=True, **wanted)
             chunks = planned(catalogue, known[0].id, made)
     else:
@@ -57,16 +69,46 @@ def command(mount_path: str, mount_name: str | None, db: Path | None, from_catal
     if as_json:
         from smartscan.report import page
 
-        page.show_json([{"disk_bytes": c.est_bytes, "entries": c.est_entries,
-                         "roots": [{**path_json(r.path), "scope": r.scope.value} for r in c.roots]} for c in chunks])
+        page.show_json(
+            [
+                {
+                    "disk_bytes": c.est_bytes,
+                    "entries": c.est_entries,
+                    "roots": [{**path_json(r.path), "scope": r.scope.value} for r in c.roots],
+                }
+                for c in chunks
+            ]
+        )
         return 0
-    from smartscan.report.page import Line, Table, show as show_page
+    from smartscan.report.page import Line, Table
+    from smartscan.report.page import show as show_page
 
     rows = []
     for number, c in enumerate(chunks, 1):
-        names = [(show(r.path) or ".") + ("/*" if r.scope is Scope.FILES else "") for r in c.roots[:ROOTS_SHOWN]]
+        names = [
+            (show(r.path) or ".") + ("/*" if r.scope is Scope.FILES else "") for r in c.roots[:ROOTS_SHOWN]
+        ]
         more = len(c.roots) - len(names)
-        rows.append([str(number), units.size(c.est_bytes), units.count(c.est_entries), ", ".join(names) + (f" and {more} more" if more else "")])
-    total = f"{len(chunks)} chunks, {units.size(sum(c.est_bytes for c in chunks))} on disk, {units.count(sum(c.est_entries for c in chunks))} entries"
-    show_page([Table("Chunks, largest first (/* = only the files directly in it)", ("Chunk", "On disk", "Entries", "Roots"), rows, ""), Line(), Line(total)])
+        rows.append(
+            [
+                str(number),
+                units.size(c.est_bytes),
+                units.count(c.est_entries),
+                ", ".join(names) + (f" and {more} more" if more else ""),
+            ]
+        )
+    disk, entries = sum(c.est_bytes for c in chunks), sum(c.est_entries for c in chunks)
+    total = f"{len(chunks)} chunks, {units.size(disk)} on disk, {units.count(entries)} entries"
+    show_page(
+        [
+            Table(
+                "Chunks, largest first (/* = only the files directly in it)",
+                ("Chunk", "On disk", "Entries", "Roots"),
+                rows,
+                "",
+            ),
+            Line(),
+            Line(total),
+        ]
+    )
     return 0

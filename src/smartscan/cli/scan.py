@@ -25,12 +25,15 @@ from smartscan.cli import _request
 @_request.walk_options
 @click.option("--analyze", is_flag=True, help="Measure all sizes first, then scan the largest chunk first.")
 @options.json_option
-def command(mount_path: str, mount_name: str, db: Path | None, analyze: bool, as_json: bool, **wanted: Any) -> int:
+def command(
+    mount_path: str, mount_name: str, db: Path | None, analyze: bool, as_json: bool, **wanted: Any
+) -> int:
     """Catalogue the share at MOUNT_PATH under the name MOUNT_NAME.
 
-    The first time, the share is cut into chunks while it is read; later, by the sizes of the last scan, largest first.
-    A scan that was stopped goes on with the same command. Exit status: 0 complete, 3 something could not be read,
-    4 the mount stopped answering, 130 stopped.
+    The first time, the share is cut into chunks while it is read; later, by the sizes of the last scan,
+    largest first. A scan that was stopped goes on with the same command.
+
+    Exit status: 0 complete, 3 something could not be read, 4 the mount stopped answering, 130 stopped.
     """
     from smartscan.run import scan
 

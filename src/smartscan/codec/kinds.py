@@ -10,8 +10,15 @@ from datetime import UTC, datetime, timedelta
 DIMENSIONS = ("extension", "owner", "month", "size")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _EXTENSION = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789_-") | frozenset(range(128, 256))
-_CLASSES = ((1, b"0"), (4096, b"1-4K"), (65536, b"4K-64K"), (1 << 20, b"64K-1M"), (1 << 24, b"1M-16M"),
-            (1 << 28, b"16M-256M"), (1 << 32, b"256M-4G"))
+_CLASSES = (
+    (1, b"0"),
+    (4096, b"1-4K"),
+    (65536, b"4K-64K"),
+    (1 << 20, b"64K-1M"),
+    (1 << 24, b"1M-16M"),
+    (1 << 28, b"16M-256M"),
+    (1 << 32, b"256M-4G"),
+)
 
 
 def extension(name: bytes) -> bytes:

@@ -45,11 +45,18 @@ def read_result(folder: Path) -> Result | None:
         data: dict[str, Any] = json.loads((folder / "result.json").read_bytes())
         noted = data["outcome"] in (Outcome.SEALED, Outcome.CANCELLED)
         return Result(
-            Outcome(data["outcome"]), tuple(_plain(name) for name in data["shards"]),
+            Outcome(data["outcome"]),
+            tuple(_plain(name) for name in data["shards"]),
             tuple(Root.from_json(r) for r in data["leftover"]),
-            tuple(Stuck(_error(s), noted) for s in data["stuck"]), data["fs"],
-            tuple(data["share_id"]) if data["share_id"] else None, data["walker"] == "abandoned", str(data["fs_type"]), str(data["source"]),
-            str(data["message"]), Progress(0, data["entries"], data["dirs"], data["bytes"], data["disk_bytes"]))
+            tuple(Stuck(_error(s), noted) for s in data["stuck"]),
+            data["fs"],
+            tuple(data["share_id"]) if data["share_id"] else None,
+            data["walker"] == "abandoned",
+            str(data["fs_type"]),
+            str(data["source"]),
+            str(data["message"]),
+            Progress(0, data["entries"], data["dirs"], data["bytes"], data["disk_bytes"]),
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -61,11 +68,24 @@ def _plain(name: str) -> str:
 
 
 def _error(data: dict[str, Any]) -> WalkError:
-    return WalkError(unb64(data["path_b64"]), Op(data["op"]), int(data["errno"]), float(data["waited_s"]), str(data["wchan"]))
+    return WalkError(
+        unb64(data["path_b64"]),
+        Op(data["op"]),
+        int(data["errno"]),
+        float(data["waited_s"]),
+        str(data["wchan"]),
+    )
 
 
-def salvaged(folder: Path, roots: tuple[Root, ...], outcome: Outcome, *, stall_s: float, known_stuck: tuple[Stuck, ...] = (),
-             message: str = "") -> Result:
+def salvaged(
+    folder: Path,
+    roots: tuple[Root, ...],
+    outcome: Outcome,
+    *,
+    stall_s: float,
+    known_stuck: tuple[Stuck, ...] = (),
+    message: str = "",
+) -> Result:
     """Work out what an attempt without a result brought.
 
     Where it was killed because it did not move, what its threads were in counts as stuck: those paths are
@@ -74,20 +94,32 @@ def salvaged(folder: Path, roots: tuple[Root, ...], outcome: Outcome, *, stall_s
     given = [root for _, some in leftover_files(folder) for root in some]
     stuck = list(known_stuck)
     if outcome in (Outcome.STALLED, Outcome.LOST):
-        stuck += [Stuck(WalkError(r.path, r.op, 110, r.for_s), False) for r in read_progress(folder).readings if r.for_s >= stall_s]
+        stuck += [
+            Stuck(WalkError(r.path, r.op, 110, r.for_s), False)
+            for r in read_progress(folder).readings
+            if r.for_s >= stall_s
+        ]
     try:
         left = salvage(folder, roots, given, [s.error.path for s in stuck])
     except OSError as e:
         return Result(outcome, (), roots, message=f"its folder cannot be read: {e.strerror}")
-    return Result(outcome, left.shards, left.leftover, tuple(stuck), abandoned=outcome is Outcome.LOST, message=message)
+    return Result(
+        outcome, left.shards, left.leftover, tuple(stuck), abandoned=outcome is Outcome.LOST, message=message
+    )
 
 
 def read_progress(folder: Path) -> Progress:
     """Read progress.json; all zero where there is none yet."""
     try:
         data = json.loads((folder / "progress.json").read_bytes())
-        return Progress(data["beat"], data["entries"], data["dirs"], data["bytes"], data["disk_bytes"],
-                        tuple(Reading(unb64(r["path_b64"]), Op(r["op"]), r["for_s"]) for r in data["readings"]))
+        return Progress(
+            data["beat"],
+            data["entries"],
+            data["dirs"],
+            data["bytes"],
+            data["disk_bytes"],
+            tuple(Reading(unb64(r["path_b64"]), Op(r["op"]), r["for_s"]) for r in data["readings"]),
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return Progress(0)
 

@@ -64,8 +64,17 @@ class Attempt:
 class Controller:
     """One scan from its chunks to the supervisor's End."""
 
-    def __init__(self, request: Request, engine: Engine, ingest: Ingest, lock: MountLock, *, fs_type: str | None,
-                 avoid: Iterable[bytes] = (), settings: sup.Settings) -> None:
+    def __init__(
+        self,
+        request: Request,
+        engine: Engine,
+        ingest: Ingest,
+        lock: MountLock,
+        *,
+        fs_type: str | None,
+        avoid: Iterable[bytes] = (),
+        settings: sup.Settings,
+    ) -> None:
         self.request, self.engine, self.ingest, self.lock = request, engine, ingest, lock
         self.conn, self.scan_id, self.mount_id = ingest.conn, ingest.scan_id, ingest.mount_id
         self.fs_type, self.source = fs_type, ""
@@ -75,7 +84,9 @@ class Controller:
         self.attempts: dict[int, Attempt] = {}
         self.chunks: dict[int, Chunk] = {}
         self.answers: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self.pool = ThreadPoolExecutor(max_workers=4 * request.max_containers + 4, thread_name_prefix="engine")
+        self.pool = ThreadPoolExecutor(
+            max_workers=4 * request.max_containers + 4, thread_name_prefix="engine"
+        )
         self.stuck: set[bytes] = set()
         self.fs: dict[str, int] | None = None
         self.share_id: tuple[int, int] | None = None
@@ -98,10 +109,11 @@ class Controller:
         self.tell(sup.Added(chunk.id, chunk.roots, chunk.est_bytes, chunk.est_entries, attempts, fails))
 
     def adopt(self, chunk: Chunk, number: int, fails: int, worker_id: str, *, ended: bool) -> None:
-        """Take over an attempt of an earlier controller; its worker may have ended meanwhile, or left no trace."""
+        """Take over an attempt of an earlier controller; its worker may have ended meanwhile."""
         self.chunks[chunk.id] = chunk
-        self.attempts[chunk.id] = Attempt(chunk, number, self.folder(chunk.id, number), worker_id, moved_at=time.time(),
-                                          exited=ended)
+        self.attempts[chunk.id] = Attempt(
+            chunk, number, self.folder(chunk.id, number), worker_id, moved_at=time.time(), exited=ended
+        )
         self.tell(sup.Adopted(chunk.id, number, chunk.roots, chunk.est_bytes, chunk.est_entries, fails))
         if ended:
             self.tell(sup.Exited(chunk.id, number))
@@ -164,7 +176,7 @@ class Controller:
         self._patiently(commit)
 
     def _patiently(self, action: Callable[[], T]) -> T:
-        """Do something with the catalogue, however long it takes: a full disk pauses the scan and costs no attempt."""
+        """Do something with the catalogue, however long it takes: a full disk pauses and costs no attempt."""
         told = False
         while True:
             try:
@@ -201,7 +213,9 @@ class Controller:
         match command:
             case sup.Start(chunk_id, number):
                 ledger.start_attempt(self.conn, chunk_id, number, now)
-                self.event("started", f"attempt {number} starts on the {self.engine.name} engine", chunk_id, number)
+                self.event(
+                    "started", f"attempt {number} starts on the {self.engine.name} engine", chunk_id, number
+                )
                 after.append(lambda: self._start(chunk_id, number))
             case sup.Yield(chunk_id, number):
                 self.event("yield", "asked to give half of its work to idle workers", chunk_id, number)
@@ -215,14 +229,21 @@ class Controller:
             case sup.Collect(chunk_id, number, hint):
                 after.append(lambda: self._collect(chunk_id, number, hint))
             case sup.Abandon(chunk_id, number):
-                self.event("abandoned", "its worker cannot be killed: it waits for the storage and ends when that answers", chunk_id, number)
+                self.event(
+                    "abandoned",
+                    "its worker cannot be killed: it waits for the storage and ends when that answers",
+                    chunk_id,
+                    number,
+                )
             case sup.Create(parent_id, roots, origin):
                 self._create(parent_id, roots, origin, events)
                 events.append(sup.Created(parent_id))
                 events.append(sup.Tick())
             case sup.Retry(chunk_id, fails):
                 ledger.set_chunk(self.conn, chunk_id, ChunkState.PENDING, now, fails=fails)
-                self.event("retry", f"will be tried again; {fails} attempts in a row brought nothing", chunk_id)
+                self.event(
+                    "retry", f"will be tried again; {fails} attempts in a row brought nothing", chunk_id
+                )
             case sup.Done(chunk_id):
                 ledger.set_chunk(self.conn, chunk_id, ChunkState.DONE, now)
                 self.event("done", "done", chunk_id)
@@ -243,7 +264,12 @@ class Controller:
             case sup.MountDead():
                 self.event("mount dead", "the mount does not answer any more; nothing is started on it")
                 if not self.unreachable:
-                    after.append(lambda: self.request.say(f"The mount {show(self.request.path)} does not answer; its other chunks are deferred."))
+                    after.append(
+                        lambda: self.request.say(
+                            f"The mount {show(self.request.path)} does not answer; its other chunks "
+                            "are deferred."
+                        )
+                    )
             case sup.End(ending):
                 self.ending = ending
 
@@ -264,16 +290,35 @@ class Controller:
         for root in chunk.roots if chunk else ():
             if not ledger.is_decided(self.conn, self.mount_id, self.scan_id, root.path):
                 dead = reason == sup.MOUNT_DEAD
-                self.ingest.decide(root.path, DirState.TIMED_OUT if dead else DirState.IO_ERROR, reason, time.time(), err=110 if dead else 5)
+                self.ingest.decide(
+                    root.path,
+                    DirState.TIMED_OUT if dead else DirState.IO_ERROR,
+                    reason,
+                    time.time(),
+                    err=110 if dead else 5,
+                )
 
-    def _create(self, parent_id: int, roots: tuple[Root, ...], origin: sup.Origin, events: list[sup.Event]) -> None:
+    def _create(
+        self, parent_id: int, roots: tuple[Root, ...], origin: sup.Origin, events: list[sup.Event]
+    ) -> None:
         parent = self.chunks.get(parent_id)
         if origin is sup.Origin.BISECT:
             packed = [roots]
         else:
             listed = {r.path for r in parent.roots if r.scope is Scope.FILES} if parent else set()
-            kept = [r for r in roots if not (listed and r.path.rpartition(b"/")[0] in listed and r.path and self._held(r.path, parent_id))]
-            parts = max(-(-len(kept) // MAX_ROOTS), min(self.request.max_containers, -(-len(kept) // ROOTS_A_CHUNK)))
+            kept = [
+                r
+                for r in roots
+                if not (
+                    listed
+                    and r.path.rpartition(b"/")[0] in listed
+                    and r.path
+                    and self._held(r.path, parent_id)
+                )
+            ]
+            parts = max(
+                -(-len(kept) // MAX_ROOTS), min(self.request.max_containers, -(-len(kept) // ROOTS_A_CHUNK))
+            )
             packed = pack(kept, parts=parts) if kept else []
         for some in packed:
             chunk = self._new_chunk(some, origin.value, parent_id)
@@ -281,20 +326,39 @@ class Controller:
             events.append(sup.Added(chunk.id, chunk.roots, chunk.est_bytes, chunk.est_entries))
 
     def _new_chunk(self, roots: tuple[Root, ...], origin: str, parent_id: int | None) -> Chunk:
-        sizes = [ledger.usage_of(self.conn, self.mount_id, r) for r in roots] if self.ingest.rescan and len(roots) <= 1000 else [None]
+        sizes = (
+            [ledger.usage_of(self.conn, self.mount_id, r) for r in roots]
+            if self.ingest.rescan and len(roots) <= 1000
+            else [None]
+        )
         known = [s for s in sizes if s is not None]
         whole = len(known) == len(sizes)
-        chunk = ledger.add_chunk(self.conn, self.scan_id, roots, origin, time.time(), parent_id=parent_id,
-                                 est_bytes=sum(s[0] for s in known) if whole else None,
-                                 est_entries=sum(s[1] for s in known) if whole else None)
+        chunk = ledger.add_chunk(
+            self.conn,
+            self.scan_id,
+            roots,
+            origin,
+            time.time(),
+            parent_id=parent_id,
+            est_bytes=sum(s[0] for s in known) if whole else None,
+            est_entries=sum(s[1] for s in known) if whole else None,
+        )
         where = show(roots[0].path) or "the whole share"
         more = f" and {len(roots) - 1} more" if len(roots) > 1 else ""
-        self.event("created", f"made ({origin}) of {where}{more}" + (f", given back by chunk {parent_id}" if parent_id else ""), chunk.id)
+        self.event(
+            "created",
+            f"made ({origin}) of {where}{more}" + (f", given back by chunk {parent_id}" if parent_id else ""),
+            chunk.id,
+        )
         return chunk
 
     def _held(self, path: bytes, parent_id: int) -> bool:
-        return (path in self.avoid or path in self.stuck or ledger.is_decided(self.conn, self.mount_id, self.scan_id, path)
-                or ledger.is_root_elsewhere(self.conn, self.scan_id, path, parent_id))
+        return (
+            path in self.avoid
+            or path in self.stuck
+            or ledger.is_decided(self.conn, self.mount_id, self.scan_id, path)
+            or ledger.is_root_elsewhere(self.conn, self.scan_id, path, parent_id)
+        )
 
     # -- the engine, on pool threads ----------------------------------------------------------------------
 
@@ -311,7 +375,9 @@ class Controller:
     def _start(self, chunk_id: int, number: int) -> None:
         chunk = self.chunks[chunk_id]
         folder = self.folder(chunk_id, number)
-        attempt = self.attempts[chunk_id] = Attempt(chunk, number, folder, moved_at=time.time(), asked_at=time.monotonic())
+        attempt = self.attempts[chunk_id] = Attempt(
+            chunk, number, folder, moved_at=time.time(), asked_at=time.monotonic()
+        )
         try:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
@@ -319,15 +385,33 @@ class Controller:
             if known:
                 (folder / "known.bin").write_bytes(known)
             own = {r.path for r in chunk.roots}
-            Orders(share=self.request.path, scan_id=self.scan_id, chunk_id=chunk_id, attempt=number, roots=chunk.roots,
-                   limits=self.request.limits, patterns=self.request.patterns, one_file_system=self.request.rules.one_file_system,
-                   stuck=tuple(sorted((self.avoid | self.stuck) - own)), known=bool(known), fs_type=self.fs_type,
-                   share_id=self.share_id).write(folder)
+            Orders(
+                share=self.request.path,
+                scan_id=self.scan_id,
+                chunk_id=chunk_id,
+                attempt=number,
+                roots=chunk.roots,
+                limits=self.request.limits,
+                patterns=self.request.patterns,
+                one_file_system=self.request.rules.one_file_system,
+                stuck=tuple(sorted((self.avoid | self.stuck) - own)),
+                known=bool(known),
+                fs_type=self.fs_type,
+                share_id=self.share_id,
+            ).write(folder)
         except OSError as e:
             full = directory.explained(e, folder.parent)
             self.tell(sup.StartFailed(chunk_id, number, str(full)))
             return
-        job = Job(self.scan_id, self.request.name, chunk_id, number, self.request.path, folder, self.request.resources)
+        job = Job(
+            self.scan_id,
+            self.request.name,
+            chunk_id,
+            number,
+            self.request.path,
+            folder,
+            self.request.resources,
+        )
 
         def call() -> Callable[[], None]:
             try:
@@ -398,7 +482,11 @@ class Controller:
         if "progress.json" in names and not acted:
             self._progressed(attempt)
         now = time.monotonic()
-        if attempt.worker_id and not attempt.asking and now - attempt.asked_at >= (0.05 if "result.json" in names else STATUS_S):
+        if (
+            attempt.worker_id
+            and not attempt.asking
+            and now - attempt.asked_at >= (0.05 if "result.json" in names else STATUS_S)
+        ):
             attempt.asking, attempt.asked_at = True, now
 
             def call() -> Callable[[], None]:
@@ -410,7 +498,11 @@ class Controller:
 
     def _answered(self, attempt: Attempt, status: Status) -> None:
         attempt.asking = False
-        if status.state not in ("exited", "gone") or attempt.exited or self.attempts.get(attempt.chunk.id) is not attempt:
+        if (
+            status.state not in ("exited", "gone")
+            or attempt.exited
+            or self.attempts.get(attempt.chunk.id) is not attempt
+        ):
             return
         attempt.status, attempt.exited = status, True
         if status.exit_code == EXIT_NO_SHARE and read_result(attempt.folder) is None:
@@ -483,20 +575,35 @@ class Controller:
         result = None if hint is Outcome.LOST else read_result(attempt.folder)
         if result is None:
             oom = Outcome.OOM if status.oom else Outcome.FAILED
-            result = salvaged(attempt.folder, roots, hint or oom, stall_s=stall_s, message=status.log_tail.strip().rpartition("\n")[2])
+            result = salvaged(
+                attempt.folder,
+                roots,
+                hint or oom,
+                stall_s=stall_s,
+                message=status.log_tail.strip().rpartition("\n")[2],
+            )
         elif result.outcome is Outcome.FAILED and status.oom:
             result = replace(result, outcome=Outcome.OOM)
         new = [name for name in result.shards if name not in attempt.ingested]
-        if not all([self._ingest(attempt, name) for name in new]) and self.error is None:
-            again = salvaged(attempt.folder, roots, Outcome.FAILED, stall_s=stall_s, known_stuck=result.stuck,
-                             message="a shard was damaged; its part is listed again")
+        taken = [self._ingest(attempt, name) for name in new]  # all of them, also behind a damaged one
+        if not all(taken) and self.error is None:
+            again = salvaged(
+                attempt.folder,
+                roots,
+                Outcome.FAILED,
+                stall_s=stall_s,
+                known_stuck=result.stuck,
+                message="a shard was damaged; its part is listed again",
+            )
             result = replace(again, abandoned=result.abandoned)
         if result.fs_type:
             self.fs_type, self.source = result.fs_type, result.source
         new_stuck = self._stuck(result)
         self.fs = result.fs or self.fs
         self.share_id = self.share_id or result.share_id
-        (dirs,) = self.conn.execute("SELECT ifnull(sum(dirs), 0) FROM shard WHERE chunk_id = ? AND attempt = ?", (chunk_id, number)).fetchone()
+        (dirs,) = self.conn.execute(
+            "SELECT ifnull(sum(dirs), 0) FROM shard WHERE chunk_id = ? AND attempt = ?", (chunk_id, number)
+        ).fetchone()
 
         def write() -> None:
             words = f"ended: {result.outcome}"
@@ -509,13 +616,25 @@ class Controller:
                 ledger.set_storage(self.conn, self.mount_id, result.fs_type, result.source)
             if result.totals:
                 ledger.progress(self.conn, chunk_id, number, result.totals, time.time(), time.time())
-            ledger.end_attempt(self.conn, chunk_id, number, result.outcome, time.time(), exit_code=status.exit_code, log_tail=tail)
+            ledger.end_attempt(
+                self.conn,
+                chunk_id,
+                number,
+                result.outcome,
+                time.time(),
+                exit_code=status.exit_code,
+                log_tail=tail,
+            )
 
         self._persist(write)
         self.attempts.pop(chunk_id, None)
         self._remove(attempt, keep_folder=result.outcome is Outcome.LOST)
         entries = attempt.progress.entries
-        self.tell(sup.Collected(chunk_id, number, result.outcome, entries, dirs, result.leftover, new_stuck, result.abandoned))
+        self.tell(
+            sup.Collected(
+                chunk_id, number, result.outcome, entries, dirs, result.leftover, new_stuck, result.abandoned
+            )
+        )
 
     def _stuck(self, result: Result) -> int:
         """Note the paths that did not answer; gives how many are new."""
@@ -525,15 +644,30 @@ class Controller:
             for s in fresh:
                 e = s.error
                 if not s.noted and e.op in (Op.OPEN, Op.READDIR):
-                    self.ingest.decide(e.path, DirState.TIMED_OUT, DirState.TIMED_OUT.value, time.time(), err=e.errno, op=e.op)
-                note_problem(self.conn, self.mount_id, self.scan_id, e, time.time(), cause=cause(e, self.fs_type or "", self.source))
+                    self.ingest.decide(
+                        e.path,
+                        DirState.TIMED_OUT,
+                        DirState.TIMED_OUT.value,
+                        time.time(),
+                        err=e.errno,
+                        op=e.op,
+                    )
+                note_problem(
+                    self.conn,
+                    self.mount_id,
+                    self.scan_id,
+                    e,
+                    time.time(),
+                    cause=cause(e, self.fs_type or "", self.source),
+                )
 
         if fresh:
             self._persist(write)
             self.stuck.update(s.error.path for s in fresh)
         return len(fresh)
 
-    # -- saying how it stands ---------------------------------------------------------------------------------
+    # -- saying how it stands
+    # ---------------------------------------------------------------------------------
 
     def _note(self) -> None:
         now = time.monotonic()
@@ -553,7 +687,16 @@ class Controller:
         self.request.glance(self._glance())
 
     def _glance(self) -> Glance:
-        entries, size, dirs = self.conn.execute("SELECT entries, bytes, dirs FROM scan WHERE id = ?", (self.scan_id,)).fetchone()
+        entries, size, dirs = self.conn.execute(
+            "SELECT entries, bytes, dirs FROM scan WHERE id = ?", (self.scan_id,)
+        ).fetchone()
         live = {a.chunk.id: a.progress for a in self.attempts.values() if not a.exited}
-        return Glance(entries, size, dirs, {"running": len(live), "pending": self.supervisor.pending, **self.finished},
-                      self.expected, self.paused, live)
+        return Glance(
+            entries,
+            size,
+            dirs,
+            {"running": len(live), "pending": self.supervisor.pending, **self.finished},
+            self.expected,
+            self.paused,
+            live,
+        )

@@ -48,9 +48,18 @@ class Request:
     glance: Callable[[Glance], None] = lambda _glance: None  # called a few times a second
 
     def __post_init__(self) -> None:
-        if not self.name or self.name != self.name.strip() or "/" in self.name or not self.name.isprintable() or self.name in (".", ".."):
-            raise UsageError(f"'{show(self.name.encode('utf-8', 'surrogateescape'))}' cannot be the name of a share; use letters, digits, "
-                             "spaces, - and _, without slashes")
+        if (
+            not self.name
+            or self.name != self.name.strip()
+            or "/" in self.name
+            or not self.name.isprintable()
+            or self.name in (".", "..")
+        ):
+            raise UsageError(
+                f"'{show(self.name.encode('utf-8', 'surrogateescape'))}' cannot be the name of a "
+                "share; use letters, digits, "
+                "spaces, - and _, without slashes"
+            )
         if len(self.name.encode()) > 100:
             raise UsageError("the name of a share has at most 100 bytes")
         if not self.path.startswith(b"/"):
@@ -69,10 +78,15 @@ class Request:
     def options(self) -> dict[str, Any]:
         """What is noted of it in the catalogue."""
         return {
-            "limits": asdict(self.limits), "resources": asdict(self.resources), "max_containers": self.max_containers,
-            "patterns": [show(p) for p in self.rules.patterns], "system_dirs": self.rules.system_dirs,
-            "system_dirs_version": config.SYSTEM_DIRS_VERSION, "one_file_system": self.rules.one_file_system,
-            "image": self.image, "analyze": self.analyze,
+            "limits": asdict(self.limits),
+            "resources": asdict(self.resources),
+            "max_containers": self.max_containers,
+            "patterns": [show(p) for p in self.rules.patterns],
+            "system_dirs": self.rules.system_dirs,
+            "system_dirs_version": config.SYSTEM_DIRS_VERSION,
+            "one_file_system": self.rules.one_file_system,
+            "image": self.image,
+            "analyze": self.analyze,
         }
 
 

@@ -27,7 +27,14 @@ from smartscan.catalogue import open as opening
 from smartscan.catalogue.bulk import Bulk, open_bulk
 from smartscan.catalogue.ingest import Ingest, refill_largest
 from smartscan.catalogue.lock import MountLock
-from smartscan.errors import EXIT_INCOMPLETE, EXIT_INTERRUPTED, EXIT_MOUNT_DEAD, EXIT_OK, MountError, UsageError
+from smartscan.errors import (
+    EXIT_INCOMPLETE,
+    EXIT_INTERRUPTED,
+    EXIT_MOUNT_DEAD,
+    EXIT_OK,
+    MountError,
+    UsageError,
+)
 from smartscan.model import Chunk, ChunkState, DirState, Op, Root, ScanState, Scope
 from smartscan.plan import PlannedChunk, pack, plan
 from smartscan.run.controller import Controller
@@ -55,7 +62,9 @@ def retry(request: Request) -> Report:
     return _run(request, only_failed=True)
 
 
-def survey(request: Request, *, then: Callable[[sqlite3.Connection, int], list[PlannedChunk]] | None = None) -> list[PlannedChunk]:
+def survey(
+    request: Request, *, then: Callable[[sqlite3.Connection, int], list[PlannedChunk]] | None = None
+) -> list[PlannedChunk]:
     """Measure a share and give the chunks that it is cut into; the catalogue is not touched.
 
     What is measured goes into a catalogue of its own in the data directory, which is removed at the end.
@@ -79,12 +88,17 @@ def planned(conn: sqlite3.Connection, mount_id: int, request: Request) -> list[P
     usage = ledger.mount_usage(conn, mount_id)
     if usage is None:
         return []
-    return plan(usage, lambda path: ledger.child_usages(conn, mount_id, path), limit_bytes=request.limits.chunk_bytes,
-                limit_entries=request.limits.chunk_entries)
+    return plan(
+        usage,
+        lambda path: ledger.child_usages(conn, mount_id, path),
+        limit_bytes=request.limits.chunk_bytes,
+        limit_entries=request.limits.chunk_entries,
+    )
 
 
 def _run(request: Request, *, only_failed: bool) -> Report:
-    # Rows come as a hundred thousand small tuples at a time, none of them in a cycle: looking through them all
+    # Rows come as a hundred thousand small tuples at a time, none of them in a cycle: looking through them
+    # all
     # again and again costs 3 % of a scan.
     gc.freeze()
     gc.set_threshold(200_000, 20, 20)
@@ -100,7 +114,9 @@ def _run(request: Request, *, only_failed: bool) -> Report:
             storage = opening.examine(request.db)
             for warning in storage.warnings:
                 request.say(f"Warning: {warning}.")
-            bulk = open_bulk(functools.partial(opening.open_catalogue, request.db, create=not only_failed, storage=storage))
+            bulk = open_bulk(
+                functools.partial(opening.open_catalogue, request.db, create=not only_failed, storage=storage)
+            )
             directory.give_to_owner(request.db)
             try:
                 return _Scan(request, engine, bulk, lock, surveyed, only_failed).run()
@@ -113,8 +129,15 @@ def _run(request: Request, *, only_failed: bool) -> Report:
 class _Scan:
     """One scan, from opening to account."""
 
-    def __init__(self, request: Request, engine: engines.Engine, bulk: Bulk, lock: MountLock, surveyed: list[PlannedChunk],
-                 only_failed: bool) -> None:
+    def __init__(
+        self,
+        request: Request,
+        engine: engines.Engine,
+        bulk: Bulk,
+        lock: MountLock,
+        surveyed: list[PlannedChunk],
+        only_failed: bool,
+    ) -> None:
         self.request, self.engine, self.bulk, self.lock = request, engine, bulk, lock
         self.conn = bulk.conn
         self.surveyed, self.only_failed = surveyed, only_failed
@@ -133,8 +156,15 @@ class _Scan:
             self.avoid = ledger.undue(self.conn, self.mount_id, self.now)
         ingest = Ingest(self.bulk, self.mount_id, self.scan_id, rescan=self.rescan)
         settings = sup.Settings(max_containers=request.max_containers, stall_s=request.limits.stall_s)
-        self.controller = Controller(request, self.engine, ingest, self.lock, fs_type=None if request.moved else self._fs_type(),
-                                     avoid=(p for p, _, _ in self.avoid), settings=settings)
+        self.controller = Controller(
+            request,
+            self.engine,
+            ingest,
+            self.lock,
+            fs_type=None if request.moved else self._fs_type(),
+            avoid=(p for p, _, _ in self.avoid),
+            settings=settings,
+        )
         c = self.controller
         try:
             with self._interrupts():
@@ -146,19 +176,34 @@ class _Scan:
         return self._close(ending)
 
     def _fs_type(self) -> str | None:
-        return self.conn.execute("SELECT fs_type FROM mount WHERE id = ?", (self.mount_id,)).fetchone()[0] or None
+        return (
+            self.conn.execute("SELECT fs_type FROM mount WHERE id = ?", (self.mount_id,)).fetchone()[0]
+            or None
+        )
 
     def _open(self) -> int:
         engine, holder, options = self.engine.name, self.lock.holder.to_json(), self.request.options()
-        old = ledger.last(self.conn, self.mount_id) if self.only_failed else ledger.unfinished(self.conn, self.mount_id)
+        old = (
+            ledger.last(self.conn, self.mount_id)
+            if self.only_failed
+            else ledger.unfinished(self.conn, self.mount_id)
+        )
         if old is not None:
             ledger.resume(self.conn, old, engine=engine, controller=holder, options=options, at=self.now)
-            ledger.event(self.conn, old, "resumed", "the scan goes on" + (" with what could not be read" if self.only_failed else ""), self.now)
+            ledger.event(
+                self.conn,
+                old,
+                "resumed",
+                "the scan goes on" + (" with what could not be read" if self.only_failed else ""),
+                self.now,
+            )
             return old
         if self.only_failed:
             raise UsageError(f"'{self.request.name}' was never scanned; use scan first")
         self.new = True
-        made = ledger.begin(self.conn, self.mount_id, engine=engine, controller=holder, options=options, at=self.now)
+        made = ledger.begin(
+            self.conn, self.mount_id, engine=engine, controller=holder, options=options, at=self.now
+        )
         ledger.event(self.conn, made, "begun", "the scan begins", self.now)
         return made
 
@@ -173,33 +218,68 @@ class _Scan:
         """Make the chunks of a new scan: by known sizes where there are some, else the whole share as one."""
         chunks = self.surveyed or (planned(self.conn, self.mount_id, self.request) if self.rescan else [])
         avoided = {p for p, _, _ in self.avoid}
-        due = [p for p, op, _ in ledger.undue(self.conn, self.mount_id, self.now, everything=True)
-               if op != "stat" and p and p not in avoided]
+        due = [
+            p
+            for p, op, _ in ledger.undue(self.conn, self.mount_id, self.now, everything=True)
+            if op != "stat" and p and p not in avoided
+        ]
         made: list[Chunk] = []
         with opening.transaction(self.conn):
             for some in chunks or [PlannedChunk((Root(b""),), 0, 0)]:
                 sizes = (some.est_bytes, some.est_entries) if chunks else (None, None)
                 roots = [r for r in some.roots if r.path not in due and r.path not in avoided]
                 if roots:
-                    made.append(ledger.add_chunk(self.conn, self.scan_id, roots, "plan", self.now, est_bytes=sizes[0], est_entries=sizes[1]))
+                    made.append(
+                        ledger.add_chunk(
+                            self.conn,
+                            self.scan_id,
+                            roots,
+                            "plan",
+                            self.now,
+                            est_bytes=sizes[0],
+                            est_entries=sizes[1],
+                        )
+                    )
             if due:  # what did not answer the last time comes last
-                made.append(ledger.add_chunk(self.conn, self.scan_id, [Root(p) for p in due], "retry", self.now, est_bytes=0, est_entries=0))
+                made.append(
+                    ledger.add_chunk(
+                        self.conn,
+                        self.scan_id,
+                        [Root(p) for p in due],
+                        "retry",
+                        self.now,
+                        est_bytes=0,
+                        est_entries=0,
+                    )
+                )
             for chunk in made:
-                ledger.event(self.conn, self.scan_id, "created", "made by the plan", self.now, chunk_id=chunk.id)
+                ledger.event(
+                    self.conn, self.scan_id, "created", "made by the plan", self.now, chunk_id=chunk.id
+                )
         self.controller.avoid.update(due)  # not met by others on the way: their own chunk tries them
         for chunk in made:
             self.controller.add(chunk)
 
     def _take_up(self) -> None:
         """Go on with the chunks of an unfinished scan: running workers are adopted, the rest is pending."""
-        found = {(w.chunk_id, w.attempt): w for w in self.engine.find(namespace(self.request.db)) if w.scan_id == self.scan_id}
+        found = {
+            (w.chunk_id, w.attempt): w
+            for w in self.engine.find(namespace(self.request.db))
+            if w.scan_id == self.scan_id
+        }
         if self.only_failed:
             with opening.transaction(self.conn):
                 paths = ledger.reopen_failed(self.conn, self.mount_id, self.scan_id)
-                stats = {p.rpartition(b"/")[0] for p, op, _ in ledger.undue(self.conn, self.mount_id, self.now, everything=True) if op == "stat"}
+                stats = {
+                    p.rpartition(b"/")[0]
+                    for p, op, _ in ledger.undue(self.conn, self.mount_id, self.now, everything=True)
+                    if op == "stat"
+                }
                 for path in stats:
-                    self.conn.execute("UPDATE dir SET state = 'found', scan_id = NULL, digest = NULL WHERE id = ?",
-                                      (ledger.dir_id_of(self.conn, self.mount_id, path),))
+                    self.conn.execute(
+                        "UPDATE dir SET state = 'found', scan_id = NULL, digest = NULL WHERE id = ?",
+                        (ledger.dir_id_of(self.conn, self.mount_id, path),),
+                    )
                 roots = [Root(p) for p in paths] + [Root(p, Scope.FILES) for p in sorted(stats - set(paths))]
                 if roots:
                     for some in pack(roots, parts=min(self.request.max_containers, len(roots))):
@@ -212,7 +292,8 @@ class _Scan:
             else:
                 self.controller.add(chunk, attempts=number, fails=fails)
 
-    # -- the end ----------------------------------------------------------------------------------------------
+    # -- the end
+    # ----------------------------------------------------------------------------------------------
 
     def _close(self, ending: sup.Ending) -> Report:
         c, now = self.controller, time.time()
@@ -240,43 +321,86 @@ class _Scan:
             ledger.end(self.conn, self.scan_id, state, certificate, mount_dead=dead, at=now)
             ledger.event(self.conn, self.scan_id, "ended", f"the scan is {state}", now)
         self._tidy()
-        status = {ScanState.COMPLETE: EXIT_OK, ScanState.CANCELLED: EXIT_INTERRUPTED}.get(state, EXIT_INCOMPLETE)
-        return Report(self.scan_id, state, EXIT_MOUNT_DEAD if dead and state is ScanState.INCOMPLETE else status)
+        status = {ScanState.COMPLETE: EXIT_OK, ScanState.CANCELLED: EXIT_INTERRUPTED}.get(
+            state, EXIT_INCOMPLETE
+        )
+        return Report(
+            self.scan_id, state, EXIT_MOUNT_DEAD if dead and state is ScanState.INCOMPLETE else status
+        )
 
     def _forget(self) -> None:
-        self.conn.execute("DELETE FROM dir WHERE mount_id = ? AND scan_id = ? AND entries = 0 AND state <> 'listed'", (self.mount_id, self.scan_id))
+        self.conn.execute(
+            "DELETE FROM dir WHERE mount_id = ? AND scan_id = ? AND entries = 0 AND state <> 'listed'",
+            (self.mount_id, self.scan_id),
+        )
         ledger.forget_scan(self.conn, self.scan_id, self.mount_id)
 
     def _not_tried(self, path: bytes, retry_at: float | None, now: float) -> None:
         """A path that is left alone for now is missing from this scan, and it says why."""
-        if ledger.dir_id_of(self.conn, self.mount_id, path) is None or ledger.is_decided(self.conn, self.mount_id, self.scan_id, path):
+        if ledger.dir_id_of(self.conn, self.mount_id, path) is None or ledger.is_decided(
+            self.conn, self.mount_id, self.scan_id, path
+        ):
             return
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(retry_at))
-        self.controller.ingest.decide(path, DirState.TIMED_OUT, f"did not answer before; not tried again until {when}", now, err=110, op=Op.OPEN)
+        self.controller.ingest.decide(
+            path,
+            DirState.TIMED_OUT,
+            f"did not answer before; not tried again until {when}",
+            now,
+            err=110,
+            op=Op.OPEN,
+        )
 
     def _certificate(self, now: float) -> dict[str, Any]:
         """The account: every directory found is in one state, and what that leaves unknown is named."""
         conn, mount_id, scan_id = self.conn, self.mount_id, self.scan_id
         states, found = ledger.account(conn, mount_id, scan_id)
         failed = (DirState.DENIED, DirState.TIMED_OUT, DirState.IO_ERROR)
-        row = conn.execute("SELECT files, entries, bytes, disk_bytes FROM dir WHERE mount_id = ? AND parent_id IS NULL", (mount_id,)).fetchone()
+        row = conn.execute(
+            "SELECT files, entries, bytes, disk_bytes FROM dir WHERE mount_id = ? AND parent_id IS NULL",
+            (mount_id,),
+        ).fetchone()
         files, entries, size, disk = row or (0, 0, 0, 0)
-        (problems,) = conn.execute("SELECT count(*) FROM problem WHERE mount_id = ? AND cleared_at IS NULL", (mount_id,)).fetchone()
-        (stale,) = conn.execute("SELECT count(*) FROM dir WHERE mount_id = ? AND scan_id IS NOT ? OR mount_id = ? AND state IN (?, ?, ?) "
-                                "AND own_entries > 0", (mount_id, scan_id, mount_id, *failed)).fetchone()
-        missing = [{"dir": i, "state": s, "reason": r} for i, s, r in conn.execute(
-            "SELECT id, state, reason FROM dir WHERE mount_id = ? AND scan_id = ? AND state IN (?, ?, ?) ORDER BY id LIMIT ?",
-            (mount_id, scan_id, *failed, MISSING_NAMED))]
+        (problems,) = conn.execute(
+            "SELECT count(*) FROM problem WHERE mount_id = ? AND cleared_at IS NULL", (mount_id,)
+        ).fetchone()
+        (stale,) = conn.execute(
+            "SELECT count(*) FROM dir WHERE mount_id = ? AND scan_id IS NOT ? OR mount_id = ? AND "
+            "state IN (?, ?, ?) "
+            "AND own_entries > 0",
+            (mount_id, scan_id, mount_id, *failed),
+        ).fetchone()
+        missing = [
+            {"dir": i, "state": s, "reason": r}
+            for i, s, r in conn.execute(
+                "SELECT id, state, reason FROM dir WHERE mount_id = ? AND scan_id = ? AND state IN (?, "
+                "?, ?) ORDER BY id LIMIT ?",
+                (mount_id, scan_id, *failed, MISSING_NAMED),
+            )
+        ]
         for item in missing:
-            item["path"] = os.fsdecode(ledger.dir_path(conn, item.pop("dir"))).encode("utf-8", "backslashreplace").decode()
+            item["path"] = (
+                os.fsdecode(ledger.dir_path(conn, item.pop("dir")))
+                .encode("utf-8", "backslashreplace")
+                .decode()
+            )
         decided = sum(states.get(s, 0) for s in DirState if s is not DirState.FOUND)
         fs = self.controller.fs
         return {
-            "dirs": {"found": found, **{s.value: states.get(s.value, 0) for s in DirState if s is not DirState.FOUND}},
-            "files": files, "entries": entries, "bytes": size, "disk_bytes": disk, "fs": fs,
+            "dirs": {
+                "found": found,
+                **{s.value: states.get(s.value, 0) for s in DirState if s is not DirState.FOUND},
+            },
+            "files": files,
+            "entries": entries,
+            "bytes": size,
+            "disk_bytes": disk,
+            "fs": fs,
             "unexplained_bytes": fs["used_bytes"] - disk if fs else None,
             "complete": decided == found and not any(states.get(s.value) for s in failed) and not problems,
-            "problems": problems, "missing": missing, "stale_dirs": stale,
+            "problems": problems,
+            "missing": missing,
+            "stale_dirs": stale,
         }
 
     def _tidy(self) -> None:

@@ -67,12 +67,26 @@ class Window:
     attrs: list[tuple[int, int, int]]
 
 
-def record(kind: int, path: bytes, *, flags: int = LAST, state: int = 0, err: int = 0, op: int = 0,
-           block: int = 0, reason: str = "", dev: int = 0, ino: int = 0, own_blocks: int = 0,
-           dir_digest: int = 0, waited_ns: int = 0) -> bytes:
+def record(
+    kind: int,
+    path: bytes,
+    *,
+    flags: int = LAST,
+    state: int = 0,
+    err: int = 0,
+    op: int = 0,
+    block: int = 0,
+    reason: str = "",
+    dev: int = 0,
+    ino: int = 0,
+    own_blocks: int = 0,
+    dir_digest: int = 0,
+    waited_ns: int = 0,
+) -> bytes:
     """Make a record without entries: the end of a large directory, a stuck path, an END."""
-    data: bytes = codec.record(kind, path, flags, state, err, op, block, reason.encode(), dev, ino,
-                               own_blocks, dir_digest, waited_ns)
+    data: bytes = codec.record(
+        kind, path, flags, state, err, op, block, reason.encode(), dev, ino, own_blocks, dir_digest, waited_ns
+    )
     return data
 
 
@@ -99,7 +113,7 @@ class Part:
         """Append whole records; raises OSError when the disk is full, with a tail that salvage cuts off."""
         view = memoryview(records)
         while view:
-            view = view[os.write(self._fd, view):]
+            view = view[os.write(self._fd, view) :]
         self.bytes += len(records)
 
     def seal(self) -> str:
@@ -192,8 +206,9 @@ class Salvage:
     dirs: int
 
 
-def salvage(folder: Path, roots: Iterable[Root], given_back: Iterable[Root],
-            stuck: Iterable[bytes] = ()) -> Salvage:
+def salvage(
+    folder: Path, roots: Iterable[Root], given_back: Iterable[Root], stuck: Iterable[bytes] = ()
+) -> Salvage:
     """Seal the whole directories in an attempt's parts and find what is not done.
 
     Not done = roots and subdirectories found, less directories ended (listed, excluded, unreadable),
@@ -300,4 +315,3 @@ def write_json(path: Path, data: dict[str, Any], *, durable: bool = False) -> No
     os.replace(temporary, path)
     if durable:
         sync_folder(path.parent)
-

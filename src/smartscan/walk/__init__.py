@@ -21,8 +21,9 @@ SLOT_BYTES = 16384
 _SLOT = struct.Struct("<QQQQQIIII")  # beat, entries, dirs, bytes, blocks, op, path_len, name_len
 
 
-def open_walker(root_fd: int, shared: Any, *, patterns: tuple[bytes, ...], known: bytes,
-                one_file_system: bool, depth: int) -> Any:
+def open_walker(
+    root_fd: int, shared: Any, *, patterns: tuple[bytes, ...], known: bytes, one_file_system: bool, depth: int
+) -> Any:
     """Make a walker on an open share. `shared` is writable memory of SLOT_BYTES for each thread."""
     door = importlib.import_module("smartscan._native" if NATIVE else "smartscan.walk.python")
     return door.Walker(root_fd, shared, patterns, known, one_file_system, depth)
@@ -52,7 +53,7 @@ def job(root: Root) -> bytes:
 
 def job_path(token: bytes) -> bytes:
     """The directory of a job."""
-    return token[8 + 16 * int.from_bytes(token[:4], "little"):]
+    return token[8 + 16 * int.from_bytes(token[:4], "little") :]
 
 
 def job_root(token: bytes) -> Root:
@@ -75,10 +76,11 @@ class Slot:
     def __init__(self, shared: Any, number: int) -> None:
         at = number * SLOT_BYTES
         while True:
-            (self.beat, self.entries, self.dirs, self.bytes, self.blocks, self.op, path_len, name_len,
-             _) = _SLOT.unpack_from(shared, at)
+            (self.beat, self.entries, self.dirs, self.bytes, self.blocks, self.op, path_len, name_len, _) = (
+                _SLOT.unpack_from(shared, at)
+            )
             start = at + _SLOT.size + 0
-            text = bytes(shared[start:start + min(path_len + name_len, SLOT_BYTES - _SLOT.size)])
+            text = bytes(shared[start : start + min(path_len + name_len, SLOT_BYTES - _SLOT.size)])
             if _SLOT.unpack_from(shared, at)[0] == self.beat or path_len == 0:
                 break
         self.path, self.name = text[:path_len], text[path_len:]

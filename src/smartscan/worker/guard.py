@@ -55,8 +55,13 @@ class Guard:
         """Run the attempt to its end; returns the exit status."""
         fs_type = self.storage.fs_type if self.storage else ""
         if self.orders.fs_type not in (None, fs_type):
-            print(f"{show(self.orders.share)} is on {fs_type or 'nothing'} now, and the catalogue knows it on {self.orders.fs_type}: "
-                  "is the share mounted? If it moved for good, use --moved", file=sys.stderr, flush=True)
+            print(
+                f"{show(self.orders.share)} is on {fs_type or 'nothing'} now, and the catalogue knows "
+                f"it on {self.orders.fs_type}: "
+                "is the share mounted? If it moved for good, use --moved",
+                file=sys.stderr,
+                flush=True,
+            )
             return EXIT_NO_SHARE
         from_walker, out = os.pipe()
         orders_in, self.order_fd = os.pipe()
@@ -109,7 +114,9 @@ class Guard:
             self.share_id = message["ready"]
         elif "given" in message:
             self.given += 1
-            write_json(self.folder / f"leftover-{self.given:06d}.json", {"roots": message["given"]}, durable=True)
+            write_json(
+                self.folder / f"leftover-{self.given:06d}.json", {"roots": message["given"]}, durable=True
+            )
         elif "end" in message:
             self.final = message
         elif "failed" in message:
@@ -134,11 +141,22 @@ class Guard:
             size += slot.bytes
             blocks += slot.blocks
             if slot.op != Op.IDLE:
-                readings.append({"path_b64": b64(slot.full), "op": slot.op, "for_s": round(now - self.moved[i][1], 1)})
+                readings.append(
+                    {"path_b64": b64(slot.full), "op": slot.op, "for_s": round(now - self.moved[i][1], 1)}
+                )
         if beat != self.beat:
             self.beat, self.beat_at = beat, now
-        write_json(self.folder / "progress.json", {"beat": int(now * 1000), "entries": entries, "dirs": dirs, "bytes": size,
-                                                   "disk_bytes": blocks * 512, "readings": readings})
+        write_json(
+            self.folder / "progress.json",
+            {
+                "beat": int(now * 1000),
+                "entries": entries,
+                "dirs": dirs,
+                "bytes": size,
+                "disk_bytes": blocks * 512,
+                "readings": readings,
+            },
+        )
         self.totals = {"entries": entries, "dirs": dirs, "bytes": size, "disk_bytes": blocks * 512}
 
     def _end_walker(self, *, gently: bool) -> bool:
@@ -162,7 +180,15 @@ class Guard:
         walker = "ended" if reaped else "abandoned"
         if self.final:
             outcome = Outcome.CANCELLED if self.final["end"] == "stop" else Outcome.SEALED
-            self._write(outcome, self.final["shards"], self.final["leftover"], self.final["stuck"], self.final["fs"], walker, "")
+            self._write(
+                outcome,
+                self.final["shards"],
+                self.final["leftover"],
+                self.final["stuck"],
+                self.final["fs"],
+                walker,
+                "",
+            )
             return 0
         if self.share_id is None and self.failure:
             print(self.failure, file=sys.stderr, flush=True)
@@ -175,7 +201,9 @@ class Guard:
         else:
             outcome, message = Outcome.FAILED, self.failure or f"the walker died: {_death(self.status)}"
         print(message, file=sys.stderr, flush=True)
-        self._write(outcome, list(left.shards), [r.to_json() for r in left.leftover], stuck, None, walker, message)
+        self._write(
+            outcome, list(left.shards), [r.to_json() for r in left.leftover], stuck, None, walker, message
+        )
         return 0
 
     def _stuck_now(self) -> list[dict[str, Any]]:
@@ -183,19 +211,54 @@ class Guard:
         for i in range(self.slots):
             slot = Slot(self.shared, i)
             if slot.op != Op.IDLE:
-                found.append({"path_b64": b64(slot.full), "op": slot.op, "errno": 110, "waited_s": round(now - self.moved[i][1], 1),
-                              "wchan": ""})
+                found.append(
+                    {
+                        "path_b64": b64(slot.full),
+                        "op": slot.op,
+                        "errno": 110,
+                        "waited_s": round(now - self.moved[i][1], 1),
+                        "wchan": "",
+                    }
+                )
         if self.share_id is None:
-            found.append({"path_b64": "", "op": int(Op.OPEN), "errno": 110, "waited_s": round(now - self.beat_at, 1), "wchan": ""})
+            found.append(
+                {
+                    "path_b64": "",
+                    "op": int(Op.OPEN),
+                    "errno": 110,
+                    "waited_s": round(now - self.beat_at, 1),
+                    "wchan": "",
+                }
+            )
         return found
 
-    def _write(self, outcome: Outcome, shards: list[str], leftover: list[dict[str, str]], stuck: list[dict[str, Any]],
-               fs: dict[str, int] | None, walker: str, message: str) -> None:
-        write_json(self.folder / "result.json", {
-            "outcome": outcome.value, "shards": shards, "leftover": leftover, "stuck": stuck, "fs": fs, "walker": walker,
-            "message": message, "share_id": self.share_id,
-            "fs_type": self.storage.fs_type if self.storage else "", "source": self.storage.source if self.storage else "",
-            **self.totals}, durable=True)
+    def _write(
+        self,
+        outcome: Outcome,
+        shards: list[str],
+        leftover: list[dict[str, str]],
+        stuck: list[dict[str, Any]],
+        fs: dict[str, int] | None,
+        walker: str,
+        message: str,
+    ) -> None:
+        write_json(
+            self.folder / "result.json",
+            {
+                "outcome": outcome.value,
+                "shards": shards,
+                "leftover": leftover,
+                "stuck": stuck,
+                "fs": fs,
+                "walker": walker,
+                "message": message,
+                "share_id": self.share_id,
+                "fs_type": self.storage.fs_type if self.storage else "",
+                "source": self.storage.source if self.storage else "",
+                **self.totals,
+            },
+            durable=True,
+        )
 
 
 def _death(status: int | None) -> str:
@@ -214,8 +277,11 @@ def _child(folder: Path, orders: Orders, shared: Any, out: int, orders_in: int) 
         walker.run(orders_in)
         status = 0
     except OSError as e:
-        walker.say(failed=f"{show(os.fsencode(e.filename or orders.share))}: {e.strerror or e}; check the path, and whether the share is mounted")
-    except BaseException:  # the program loop of this process: whatever it is, the guard must hear of it
+        walker.say(
+            failed=f"{show(os.fsencode(e.filename or orders.share))}: {e.strerror or e}; "
+            "check the path, and whether the share is mounted"
+        )
+    except BaseException:  # noqa: BLE001 - the program loop of this process: whatever it is, the guard must hear of it
         walker.say(failed=traceback.format_exc(limit=-4))
     finally:
         os._exit(status)

@@ -29,17 +29,32 @@ class Orders:
     one_file_system: bool
     stuck: tuple[bytes, ...] = ()
     known: bool = False
-    fs_type: str | None = None  # of the share, where the catalogue knows it; another one means that it is not mounted
-    share_id: tuple[int, int] | None = None  # (st_dev, st_ino) the share's root must have: what this scan began on
+    fs_type: str | None = (
+        None  # of the share, where the catalogue knows it; another one means that it is not mounted
+    )
+    share_id: tuple[int, int] | None = (
+        None  # (st_dev, st_ino) the share's root must have: what this scan began on
+    )
 
     def write(self, folder: Path) -> None:
-        write_json(folder / "chunk.json", {
-            "version": 1, "share_b64": b64(self.share), "scan": self.scan_id, "chunk": self.chunk_id,
-            "attempt": self.attempt, "roots": [r.to_json() for r in self.roots],
-            "limits": {name: getattr(self.limits, name) for name in Limits.__slots__},
-            "patterns_b64": [b64(p) for p in self.patterns], "one_file_system": self.one_file_system,
-            "stuck_b64": [b64(p) for p in self.stuck], "known": self.known,
-            "fs_type": self.fs_type, "share_id": self.share_id})
+        write_json(
+            folder / "chunk.json",
+            {
+                "version": 1,
+                "share_b64": b64(self.share),
+                "scan": self.scan_id,
+                "chunk": self.chunk_id,
+                "attempt": self.attempt,
+                "roots": [r.to_json() for r in self.roots],
+                "limits": {name: getattr(self.limits, name) for name in Limits.__slots__},
+                "patterns_b64": [b64(p) for p in self.patterns],
+                "one_file_system": self.one_file_system,
+                "stuck_b64": [b64(p) for p in self.stuck],
+                "known": self.known,
+                "fs_type": self.fs_type,
+                "share_id": self.share_id,
+            },
+        )
 
     @classmethod
     def read(cls, folder: Path) -> Orders:
@@ -47,13 +62,22 @@ class Orders:
         try:
             data: dict[str, Any] = json.loads((folder / "chunk.json").read_bytes())
             if data["version"] != 1:
-                raise ShardError(f"{folder}/chunk.json is of version {data['version']}, this worker reads version 1")
+                raise ShardError(
+                    f"{folder}/chunk.json is of version {data['version']}, this worker reads version 1"
+                )
             return cls(
-                share=unb64(data["share_b64"]), scan_id=int(data["scan"]), chunk_id=int(data["chunk"]),
-                attempt=int(data["attempt"]), roots=tuple(Root.from_json(r) for r in data["roots"]),
-                limits=Limits(**data["limits"]), patterns=tuple(unb64(p) for p in data["patterns_b64"]),
-                one_file_system=bool(data["one_file_system"]), stuck=tuple(unb64(p) for p in data["stuck_b64"]),
-                known=bool(data["known"]), fs_type=data["fs_type"], share_id=tuple(data["share_id"]) if data["share_id"] else None)
+                share=unb64(data["share_b64"]),
+                scan_id=int(data["scan"]),
+                chunk_id=int(data["chunk"]),
+                attempt=int(data["attempt"]),
+                roots=tuple(Root.from_json(r) for r in data["roots"]),
+                limits=Limits(**data["limits"]),
+                patterns=tuple(unb64(p) for p in data["patterns_b64"]),
+                one_file_system=bool(data["one_file_system"]),
+                stuck=tuple(unb64(p) for p in data["stuck_b64"]),
+                known=bool(data["known"]),
+                fs_type=data["fs_type"],
+                share_id=tuple(data["share_id"]) if data["share_id"] else None,
+            )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
             raise ShardError(f"{folder}/chunk.json cannot be used: {e!r}") from e
-

@@ -33,8 +33,17 @@ from smartscan.shard import (
     fold,
     record,
 )
-from smartscan.walk import Slot, identity, job, job_path, job_root, list_only, open_share, open_walker,
-used_bytes
+from smartscan.walk import (
+    Slot,
+    identity,
+    job,
+    job_path,
+    job_root,
+    list_only,
+    open_share,
+    open_walker,
+    used_bytes,
+)
 from smartscan.worker.orders import Orders
 
 BATCH_NS = 5_000_000  # one call into the walker: long against the 20 us it costs, short against a redo
@@ -155,8 +164,9 @@ class Walker:
                     self._named(me, task.large, *result)
                 else:
                     big = task.large
-                    result = self.core.stat_names(big.token, big.fd, task.names, big.dev, big.ino, big.own_blocks,
-                                                  task.block, me.slot)
+                    result = self.core.stat_names(
+                        big.token, big.fd, task.names, big.dev, big.ino, big.own_blocks, task.block, me.slot
+                    )
                     self._stated(me, task, big, *result)
             except OSError as e:  # the output disk: the share's errors are data
                 with self.lock:
@@ -167,7 +177,9 @@ class Walker:
             if me.lost:
                 return
 
-    def _walked(self, me: Thread, task: Task, records: bytes, rest: list[bytes], left: list[bytes], large: Any) -> None:
+    def _walked(
+        self, me: Thread, task: Task, records: bytes, rest: list[bytes], left: list[bytes], large: Any
+    ) -> None:
         with self.lock:
             if me.lost:  # given up meanwhile: another thread has this work
                 if large:
@@ -210,7 +222,9 @@ class Walker:
                 self.blocks.append(Task(large=big))  # behind its blocks: bounds the names in memory
             self.lock.notify_all()
 
-    def _stated(self, me: Thread, task: Task, big: Large, records: bytes, jobs: list[bytes], left: list[bytes]) -> None:
+    def _stated(
+        self, me: Thread, task: Task, big: Large, records: bytes, jobs: list[bytes], left: list[bytes]
+    ) -> None:
         with self.lock:
             if me.lost:
                 return
@@ -228,9 +242,22 @@ class Walker:
             return
         path = job_path(big.token)
         digest = fold(big.digests[i] for i in sorted(big.digests)) if big.state == LISTED else 0
-        big.part.write(record(KIND_DIR, path, flags=LAST | BIG, state=big.state, err=big.err, op=Op.READDIR if big.err else 0,
-                              block=big.blocks, reason=big.reason, dev=big.dev, ino=big.ino, own_blocks=big.own_blocks,
-                              dir_digest=digest))
+        big.part.write(
+            record(
+                KIND_DIR,
+                path,
+                flags=LAST | BIG,
+                state=big.state,
+                err=big.err,
+                op=Op.READDIR if big.err else 0,
+                block=big.blocks,
+                reason=big.reason,
+                dev=big.dev,
+                ino=big.ino,
+                own_blocks=big.own_blocks,
+                dir_digest=digest,
+            )
+        )
         self.parts.append(big.part)
         self.larges.remove(big)
         os.close(big.fd)
@@ -279,23 +306,39 @@ class Walker:
             t.lost, t.task = True, None
             path, op = slot.full, Op(slot.op)
             self.core.avoid(path)
-            self.stuck.append({"path_b64": b64(path), "op": int(op), "errno": errno.ETIMEDOUT, "waited_s": round(waited_s, 1),
-                               "wchan": _wchan(t)})
+            self.stuck.append(
+                {
+                    "path_b64": b64(path),
+                    "op": int(op),
+                    "errno": errno.ETIMEDOUT,
+                    "waited_s": round(waited_s, 1),
+                    "wchan": _wchan(t),
+                }
+            )
             waited_ns = int(waited_s * 1e9)
             of_entry = bool(slot.name)
             if of_entry:
                 self._emit(record(KIND_ERROR, path, err=errno.ETIMEDOUT, op=op, waited_ns=waited_ns))
             elif task.large is None:
-                self._emit(record(KIND_DIR, path, state=TIMED_OUT, err=errno.ETIMEDOUT, op=op, waited_ns=waited_ns,
-                                  reason=DirState.TIMED_OUT.value))
+                self._emit(
+                    record(
+                        KIND_DIR,
+                        path,
+                        state=TIMED_OUT,
+                        err=errno.ETIMEDOUT,
+                        op=op,
+                        waited_ns=waited_ns,
+                        reason=DirState.TIMED_OUT.value,
+                    )
+                )
             if task.large is None:
                 self.queue.extend(j for j in reversed(task.jobs) if job_path(j) != path or of_entry)
             elif task.names is not None:
                 self.blocks.append(task)
             else:  # its listing hangs: what was read of it stays, nothing more comes
                 big = task.large
-                big.ended, big.state, big.err, big.reason = True, TIMED_OUT, errno.ETIMEDOUT,
-                DirState.TIMED_OUT.value
+                big.ended, big.state, big.err = True, TIMED_OUT, errno.ETIMEDOUT
+                big.reason = DirState.TIMED_OUT.value
                 self._close_large(big)
             if not self._start_thread() and all(x.lost for x in self.threads):
                 self.ending = "no thread is left"
@@ -356,7 +399,7 @@ class Walker:
         data = json.dumps(message, separators=(",", ":")).encode() + b"\n"
         view = memoryview(data)
         while view:
-            view = view[os.write(self.out, view):]
+            view = view[os.write(self.out, view) :]
 
     def run(self, orders_fd: int) -> None:
         """Walk the chunk to its end or limit. Returns when all but hung threads are done."""
@@ -364,10 +407,20 @@ class Walker:
         root_fd = open_share(self.orders.share)
         share_id = identity(root_fd)
         if self.orders.share_id not in (None, share_id):
-            raise OSError(errno.ESTALE, "this is not the share that the scan began on: it was unmounted or replaced", self.orders.share)
+            raise OSError(
+                errno.ESTALE,
+                "this is not the share that the scan began on: it was unmounted or replaced",
+                self.orders.share,
+            )
         known = (self.folder / "known.bin").read_bytes() if self.orders.known else b""
-        self.core = open_walker(root_fd, self.shared, patterns=self.orders.patterns, known=known,
-                                one_file_system=self.orders.one_file_system, depth=self.limits.depth)
+        self.core = open_walker(
+            root_fd,
+            self.shared,
+            patterns=self.orders.patterns,
+            known=known,
+            one_file_system=self.orders.one_file_system,
+            depth=self.limits.depth,
+        )
         for path in self.orders.stuck:
             self.core.avoid(path)
         del known
@@ -390,17 +443,27 @@ class Walker:
         if self.failure:
             raise self.failure
         if self.broken:
-            raise RuntimeError("a thread of the walker died")  # never a result: salvage finds what is not done
+            raise RuntimeError(
+                "a thread of the walker died"
+            )  # never a result: salvage finds what is not done
         self._seal(time.monotonic(), everything=True)
         with self.lock:
-            roots = {r.path for r in self.orders.roots}  # accounted for by themselves, though a FILES root names them
+            roots = {
+                r.path for r in self.orders.roots
+            }  # accounted for by themselves, though a FILES root names them
             left = [r for r in self.left if r.path not in roots]
             left += [job_root(t) for t in self.queue]
             for big in self.larges:  # stopped in the middle of it
                 left.append(job_root(list_only(big.token)))
                 big.part.drop()
-        self.say(end=self.ending or "done", shards=self.shards, leftover=[r.to_json() for r in left], stuck=self.stuck,
-                 fs=self.fs, hung=sum(t.lost for t in self.threads))
+        self.say(
+            end=self.ending or "done",
+            shards=self.shards,
+            leftover=[r.to_json() for r in left],
+            stuck=self.stuck,
+            fs=self.fs,
+            hung=sum(t.lost for t in self.threads),
+        )
 
     def _obey(self, orders_fd: int) -> bool:
         try:
