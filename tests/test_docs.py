@@ -64,7 +64,7 @@ def test_flags_win_over_the_environment_and_the_environment_over_the_file(monkey
     monkeypatch.setenv("SMART_SCAN_MAX_CONTAINERS", "6")
     context = scan.make_context("scan", ["/usr", "usr", "--max-containers", "7"], parent)
     got = [context.params[name] for name in ("chunk_size", "threads", "max_containers")]
-    assert got == [1.0, 5, 7]
+    assert got == [10**9, 5, 7]  # 1.0 GB
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

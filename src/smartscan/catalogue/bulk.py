@@ -30,7 +30,8 @@ class Bulk:
     ) -> None:
         """Insert the entries of the records at `offsets` (uint64) under `dir_ids` (int64).
 
-        `attrs` is what `Ingest.attr_ids` gives; `table` and `links` are names of ours. Raises sqlite3 errors like any statement.
+        `attrs` is what `Ingest.attr_ids` gives; `table` and `links` are names of ours. Raises sqlite3 errors
+        like any statement.
         """
         if not offsets:
             return
