@@ -40,7 +40,8 @@ MANY = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list
 
 odd_numbers = st.one_of(
     st.sampled_from([0, 1, 2, 3, 4, 7, 8, 9, 127, 128, 255, 256, 8192]),
-    st.sampled_from([2**31 - 1, 2**31, 2**32 - 8, 2**32 - 1, 2**63 - 1, 2**63, 2**64 - 144, 2**64 - 8, 2**64 - 1]),
+    st.sampled_from([2**31 - 1, 2**31, 2**32 - 8, 2**32 - 1]),
+    st.sampled_from([2**63 - 1, 2**63, 2**64 - 144, 2**64 - 8, 2**64 - 1]),
     st.integers(0, 2**64 - 1),
     st.integers(0, 300),
 )
@@ -160,8 +161,8 @@ def opened_bulk(*, quick: bool) -> Bulk:
     def connect() -> sqlite3.Connection:
         conn = sqlite3.connect(":memory:", isolation_level=None)
         conn.executescript(
-            "CREATE TABLE entry (dir_id INTEGER, name TEXT, attr_id INTEGER, size, blocks, mtime_ns, ctime_ns, "
-            "ino, nlink, counted); CREATE TABLE symlink (dir_id INTEGER, name TEXT, target TEXT);"
+            "CREATE TABLE entry (dir_id INTEGER, name TEXT, attr_id INTEGER, size, blocks, mtime_ns, "
+            "ctime_ns, ino, nlink, counted); CREATE TABLE symlink (dir_id INTEGER, name TEXT, target TEXT);"
         )
         return conn
 

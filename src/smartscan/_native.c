@@ -411,6 +411,7 @@ static void job_push(Batch *b, const char *dir, size_t dlen, const char *name, s
     memcpy(p, dir, dlen);
     if (dlen) p[dlen] = '/';
     memcpy(p + (dlen ? dlen + 1 : 0), name, nlen);
+    p[len] = 0;
     b->stack[b->n_stack++] = (Job){p, len, parent, JOB_CHAIN};
 }
 
@@ -725,6 +726,7 @@ static int token_read(Batch *b, PyObject *o, Job *j)
     for (uint32_t i = 0; i < depth; i++) j->parent = node_add(b, rd64(p + 8 + 16 * i), rd64(p + 16 + 16 * i), j->parent);
     if (!(j->path = malloc(j->len + 1)) || b->failed) { free(j->path); PyErr_NoMemory(); return -1; }
     memcpy(j->path, p + len - j->len, j->len);
+    j->path[j->len] = 0;
     return 0;
 }
 
