@@ -347,6 +347,8 @@ class _Window:
                     failed.append(WalkError(r.path, Op(r.op), r.err, r.waited_ns / 1e9))
                 self._decide(r, d, state)
         self._insert()
+        if self.replace:
+            self._write_rows({})  # what is replaced looks for other names of its files in all directories
         for path, d, whole in self.replace:
             self._replace(path, d, whole)
         self._promote()
@@ -657,7 +659,16 @@ class _Window:
             d = cache.get(path) or self.ingest.find(path)
             assert d is not None, path
             totals[d.id] = (s.files, s.entries, s.bytes, s.disk_bytes)
-        none = (0, 0, 0, 0)
+        self._write_rows(totals)
+        conn.executemany(
+            "UPDATE dir SET files = files + ?, entries = entries + ?, bytes = bytes + ?, "
+            "disk_bytes = disk_bytes + ? WHERE id = ?",
+            [(*s, id_) for id_, s in totals.items() if any(s)],
+        )
+
+    def _write_rows(self, totals: dict[int, tuple[int, int, int, int]]) -> None:
+        """Write the rows of new and changed directories; takes what it uses of the totals out of them."""
+        conn, none = self.ingest.conn, (0, 0, 0, 0)
         conn.executemany(
             "INSERT INTO dir (id, mount_id, parent_id, name, state, reason, scan_id, dev, digest, "
             "own_entries, own_dirs, "
@@ -674,11 +685,7 @@ class _Window:
             "own_dirs = ifnull(?, own_dirs), own_blocks = ? WHERE id = ?",
             self.updates,
         )
-        conn.executemany(
-            "UPDATE dir SET files = files + ?, entries = entries + ?, bytes = bytes + ?, disk_bytes = "
-            "disk_bytes + ? WHERE id = ?",
-            [(*s, id_) for id_, s in totals.items() if any(s)],
-        )
+        self.rows, self.updates = {}, []
 
     def _tally(self, dimension: int, key: bytes, files: int, size: int, blocks: int) -> None:
         cell = self.tally.setdefault((dimension, key), [0, 0, 0])

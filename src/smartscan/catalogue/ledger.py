@@ -429,6 +429,23 @@ def undue(
     ).fetchall()
 
 
+def drop_vanished(conn: sqlite3.Connection, mount_id: int, scan_id: int) -> None:
+    """Forget directories a chunk was to begin with that neither exist nor are in a listing any more.
+
+    The upper ones go when nothing is left below them. Cost: one pass for each level.
+    """
+    while conn.execute(
+        "DELETE FROM dir WHERE mount_id = ? AND parent_id IS NOT NULL AND own_entries = 0 "
+        "AND (state = 'vanished' AND scan_id = ? OR state = 'found') "
+        "AND NOT EXISTS (SELECT 1 FROM entry JOIN attr ON attr.id = entry.attr_id "
+        "WHERE entry.dir_id = dir.parent_id AND entry.name = dir.name AND attr.type = 'd') "
+        "AND NOT EXISTS (SELECT 1 FROM dir AS below WHERE below.mount_id = dir.mount_id "
+        "AND below.parent_id = dir.id)",
+        (mount_id, scan_id),
+    ).rowcount:
+        pass
+
+
 def account(conn: sqlite3.Connection, mount_id: int, scan_id: int) -> tuple[dict[str, int], int]:
     """Count the directories of a scan by state, and all that it found.
 

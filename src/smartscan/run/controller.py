@@ -109,17 +109,16 @@ class Controller:
         self.tell(sup.Added(chunk.id, chunk.roots, chunk.est_bytes, chunk.est_entries, attempts, fails))
 
     def adopt(self, chunk: Chunk, number: int, fails: int, worker_id: str, *, ended: bool) -> None:
-        """Take over an attempt of an earlier controller; its worker may have ended meanwhile."""
+        """Take over an attempt of an earlier controller; where its worker has ended, `run` collects it."""
         self.chunks[chunk.id] = chunk
         self.attempts[chunk.id] = Attempt(
             chunk, number, self.folder(chunk.id, number), worker_id, moved_at=time.time(), exited=ended
         )
         self.tell(sup.Adopted(chunk.id, number, chunk.roots, chunk.est_bytes, chunk.est_entries, fails))
-        if ended:
-            self.tell(sup.Exited(chunk.id, number))
-
     def run(self) -> sup.Ending:
         """Go on until the supervisor ends."""
+        for attempt in [a for a in self.attempts.values() if a.exited]:
+            self.tell(sup.Exited(attempt.chunk.id, attempt.number))
         self.tell(sup.Tick())
         while self.ending is None:
             if self.stops > self.stops_seen:

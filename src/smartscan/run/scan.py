@@ -313,6 +313,7 @@ class _Scan:
             if ending is not sup.Ending.CANCELLED:
                 for path, _, retry_at in self.avoid:
                     self._not_tried(path, retry_at, now)
+                ledger.drop_vanished(self.conn, self.mount_id, self.scan_id)
                 ledger.clear_problems(self.conn, self.mount_id, self.scan_id, now)
                 refill_largest(self.conn, self.mount_id)
                 certificate = self._certificate(now)
