@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterable
+from errno import EEXIST
 from typing import Any
 
 from smartscan.errors import UsageError
@@ -463,20 +464,26 @@ def account(conn: sqlite3.Connection, mount_id: int, scan_id: int) -> tuple[dict
 
 
 def clear_problems(conn: sqlite3.Connection, mount_id: int, scan_id: int, at: float) -> None:
-    """Close the problems of earlier scans at places that this one read, or that are gone."""
-    for path, op in conn.execute(
-        "SELECT CAST(path AS BLOB), op FROM problem WHERE mount_id = ? AND scan_id < ? AND cleared_at "
-        "IS NULL",
-        (mount_id, scan_id),
+    """Close the problems at places that this scan has read after all, or that are gone."""
+    for path, op, errno, seen in conn.execute(
+        "SELECT CAST(path AS BLOB), op, errno, scan_id FROM problem "
+        "WHERE mount_id = ? AND cleared_at IS NULL",
+        (mount_id,),
     ).fetchall():
-        place = path if op in ("open", "readdir") else path.rpartition(b"/")[0]
+        of_entry = op in ("stat", "readlink")
+        place, _, name = path.rpartition(b"/") if of_entry else (path, b"", b"")
         dir_id = dir_id_of(conn, mount_id, place)
-        row = (
-            conn.execute("SELECT state, scan_id FROM dir WHERE id = ?", (dir_id,)).fetchone()
-            if dir_id
-            else None
-        )
-        if row is None or (row[0] == DirState.LISTED and row[1] == scan_id):
+        row = conn.execute("SELECT state, scan_id FROM dir WHERE id = ?", (dir_id,)).fetchone()
+        listed = row is not None and row == (DirState.LISTED, scan_id)
+        if listed and seen == scan_id:  # read after it could not be: only what says so of itself
+            if of_entry:
+                known = conn.execute(
+                    "SELECT size FROM entry WHERE dir_id = ? AND name = CAST(? AS TEXT)", (dir_id, name)
+                ).fetchone()
+                listed = op == "stat" and (known is None or known[0] is not None)
+            else:
+                listed = errno != EEXIST  # a listing that named something twice was read, and is still odd
+        if row is None or listed:
             conn.execute(
                 "UPDATE problem SET cleared_at = ? WHERE mount_id = ? AND path = CAST(? AS TEXT) AND op = ?",
                 (at, mount_id, path, op),

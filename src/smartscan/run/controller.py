@@ -38,6 +38,7 @@ LOOK_S = 0.02  # between looks at the folders: local disk, some microseconds eac
 STATUS_S = 0.5  # between questions to the engine whether a worker lives
 NOTE_S = 1.0  # between writes of progress to the catalogue
 ROOM_S = 2.0  # between tries while the catalogue's disk is full
+ABANDONED_S = 1.0  # one that hangs in the kernel is not waited for; `cleanup` collects it
 REMOVE_S = 10.0  # how long an ended worker may take to be gone
 ROOTS_A_CHUNK = 64  # leftover roots that are worth a worker of their own; more workers are made by sharing
 EXIT_NO_SHARE = 10
@@ -87,7 +88,7 @@ class Controller:
         self.pool = ThreadPoolExecutor(
             max_workers=4 * request.max_containers + 4, thread_name_prefix="engine"
         )
-        self.stuck: set[bytes] = set()
+        self.stuck: set[bytes] = set()  # b"" among them: the mount itself does not answer
         self.fs: dict[str, int] | None = None
         self.share_id: tuple[int, int] | None = None
         self.ending: sup.Ending | None = None
@@ -439,16 +440,16 @@ class Controller:
 
         self._ask(call)
 
-    def _remove(self, attempt: Attempt, keep_folder: bool) -> None:
+    def _remove(self, attempt: Attempt, keep_folder: bool, wait_s: float) -> None:
         """See an ended worker off in the background."""
 
         def call() -> Callable[[], None]:
-            until = time.monotonic() + REMOVE_S
+            until = time.monotonic() + wait_s
             gone = not attempt.worker_id
             while not gone and time.monotonic() < until:
                 gone = self.engine.remove(attempt.worker_id)
                 if not gone:
-                    if time.monotonic() > until - REMOVE_S + 2.0:
+                    if time.monotonic() > until - wait_s + 2.0:
                         self.engine.kill(attempt.worker_id)
                     time.sleep(0.05)
             if gone and not keep_folder:
@@ -627,7 +628,11 @@ class Controller:
 
         self._persist(write)
         self.attempts.pop(chunk_id, None)
-        self._remove(attempt, keep_folder=result.outcome is Outcome.LOST)
+        self._remove(
+            attempt,
+            keep_folder=result.outcome is Outcome.LOST,
+            wait_s=ABANDONED_S if result.abandoned else REMOVE_S,
+        )
         entries = attempt.progress.entries
         self.tell(
             sup.Collected(

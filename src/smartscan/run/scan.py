@@ -318,7 +318,7 @@ class _Scan:
                 refill_largest(self.conn, self.mount_id)
                 certificate = self._certificate(now)
                 state = ScanState.COMPLETE if certificate["complete"] else ScanState.INCOMPLETE
-            dead = ending is sup.Ending.MOUNT_DEAD
+            dead = ending is sup.Ending.MOUNT_DEAD or b"" in c.stuck
             ledger.end(self.conn, self.scan_id, state, certificate, mount_dead=dead, at=now)
             ledger.event(self.conn, self.scan_id, "ended", f"the scan is {state}", now)
         self._tidy()

@@ -103,6 +103,7 @@ class Walker:
         self.limits = orders.limits
         self.lock = threading.Condition()
         self.queue: deque[bytes] = deque()
+        self.singles: deque[bytes] = deque()  # of a thread that hangs: one each, others may hang too
         self.blocks: deque[Task] = deque()  # of large directories: they go first
         self.left: list[Root] = []
         self.stuck: list[dict[str, Any]] = []
@@ -128,6 +129,8 @@ class Walker:
                     return None
                 if self.blocks:
                     me.task = self.blocks.popleft()
+                elif self.singles and not self.ending:
+                    me.task = Task((self.singles.popleft(),))
                 elif self.queue and not self.ending:
                     live = sum(1 for t in self.threads if not t.lost)
                     # a share is left for who is idle elsewhere, also where one thread reads alone
@@ -157,7 +160,7 @@ class Walker:
         while task := self._take(me):
             try:
                 if task.large is None:
-                    result = self.core.walk(list(task.jobs), me.slot, BATCH_NS)
+                    result = self.core.walk(list(task.jobs), me.slot, self._budget_ns(task))
                     self._walked(me, task, *result)
                 elif task.names is None:
                     result = self.core.read_names(task.large.fd, job_path(task.large.token), me.slot)
@@ -176,6 +179,11 @@ class Walker:
                 return
             if me.lost:
                 return
+
+    def _budget_ns(self, task: Task) -> int:
+        """One directory only while somebody idle could take the others: what hangs then hangs alone."""
+        idle = any(t.task is None and not t.lost for t in self.threads)
+        return 0 if idle or (len(task.jobs) == 1 and self.singles) else BATCH_NS
 
     def _walked(
         self, me: Thread, task: Task, records: bytes, rest: list[bytes], left: list[bytes], large: Any
@@ -332,7 +340,7 @@ class Walker:
                     )
                 )
             if task.large is None:
-                self.queue.extend(j for j in reversed(task.jobs) if job_path(j) != path or of_entry)
+                self.singles.extend(j for j in task.jobs if job_path(j) != path or of_entry)
             elif task.names is not None:
                 self.blocks.append(task)
             else:  # its listing hangs: what was read of it stays, nothing more comes
@@ -392,7 +400,7 @@ class Walker:
                 return False
             if any(t.task for t in self.threads if not t.lost) or self.blocks:
                 return any(not t.lost for t in self.threads)
-            return bool(self.queue) and not self.ending
+            return bool(self.queue or self.singles) and not self.ending
 
     def say(self, **message: Any) -> None:
         """Tell the guard something; one line of JSON."""
@@ -452,7 +460,7 @@ class Walker:
                 r.path for r in self.orders.roots
             }  # accounted for by themselves, though a FILES root names them
             left = [r for r in self.left if r.path not in roots]
-            left += [job_root(t) for t in self.queue]
+            left += [job_root(t) for t in (*self.singles, *self.queue)]
             for big in self.larges:  # stopped in the middle of it
                 left.append(job_root(list_only(big.token)))
                 big.part.drop()
