@@ -795,7 +795,10 @@ static PyObject *walker_walk(PyObject *self, PyObject *args)
                 big_fd = fd; big = job; big_self = st; big_node = node;
                 break;
             }
-            uint32_t state = end < 0 ? (b.n_ents && state_of(-end) == VANISHED ? IO_ERROR : state_of(-end)) : LISTED;
+            uint32_t state = end < 0 ? state_of(-end) : LISTED;
+            St now;
+            if (state == VANISHED && b.n_ents && (stat_at(fd, "", AT_EMPTY_PATH, &now) || now.nlink))
+                state = IO_ERROR; /* removed while it was read: no links are left; else it is there, and lies */
             size_t from = b.n_stack;
             if (!b.failed) write_block(&b, fd, &job, &st, node, 0, LAST, state, end < 0 ? -end : 0);
             if (job.flags & JOB_FILES) take_left(&b, from);

@@ -124,7 +124,8 @@ class Guard:
 
     def _hung(self, now: float) -> bool:
         """The walker as a whole moved nothing for longer than its own watch would allow."""
-        return now - self.beat_at > self.orders.limits.stall_s * 1.5 + 2
+        stall_s = self.orders.limits.stall_s  # before the root is open nobody else judges
+        return now - self.beat_at > (stall_s if self.share_id is None else stall_s * 1.5 + 2)
 
     def _progress(self, now: float) -> None:
         entries = dirs = size = blocks = beat = 0
