@@ -418,7 +418,7 @@ class Batch:
             if end < 0:
                 state = _STATES.get(-end, IO_ERROR)
                 if names and state == VANISHED and os.fstat(fd).st_nlink:
-                    state = IO_ERROR  # removed while it was read, no links are left; else it is there, and lies
+                    state = IO_ERROR  # removed meanwhile, it has no links left; else it is there, and lies
             header = NONE._replace(dev=own.dev, ino=own.ino, own_blocks=own.blocks, flags=LAST, state=state,
                                    err=max(-end, 0), op=READDIR if end < 0 else 0)
             before = len(self.stack)
