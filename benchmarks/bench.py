@@ -2,14 +2,14 @@
 
 Touches: the directory given by --dir (trees, catalogues), a FUSE mount in it, benchmarks/results/.
 
-    python benchmarks/bench.py                     everything; half an hour, 12 GB of memory for the page cache
+    python benchmarks/bench.py                     everything; half an hour, 12 GB of memory as cache
     python benchmarks/bench.py --quick             trees of a hundredth; only tells that everything works
     python benchmarks/bench.py --only tree,latency some groups, merged into the results of the others
     python benchmarks/bench.py --report            write the table of README.md anew from the results
 
 Runs of one group are interleaved (A B C A B C ...), with a warm cache, and a value is the median of its runs.
-Every scan is checked against its tree: the number of entries and the disk bytes each time, every entry by name,
-inode, size and time in the first round where the tree is not the largest. What fails that has no result.
+Every scan is checked against its tree: the number of entries and the disk bytes each time, every entry by
+name, inode, size and time in the first round where the tree is not the largest. What fails has no result.
 """
 
 from __future__ import annotations
@@ -119,12 +119,16 @@ class Bench:
         """Run a command of the program under test."""
         return self.run(Path(self.python).with_name("smartscan"), *words, output=output)
 
+    def scan_words(self, tree: Tree, db: Path) -> tuple[str | os.PathLike[str], ...]:
+        """Give the command that is measured."""
+        return ("scan", tree.path, NAME, "--db", db, "--engine", "local", *self.options)
+
     def scan(self, key: str, tree: Tree, db: Path, *options: str, first: bool = True) -> None:
         """Scan a tree into a catalogue, check it, and remember what that cost."""
         if first:
             shutil.rmtree(db.parent, ignore_errors=True)
             db.parent.mkdir()
-        sample = self.smartscan("scan", tree.path, NAME, "--db", db, "--engine", "local", *self.options, *options)
+        sample = self.smartscan(*self.scan_words(tree, db), *options)
         sample["catalogue_bytes"] = sum(f.stat().st_size for f in db.parent.glob(db.name + "*"))
         self.check(tree, db, by_entry=tree.by_entry and key not in self.samples)
         self.keep(key, sample)
@@ -211,9 +215,10 @@ class Bench:
                 if served.poll() is not None or time.monotonic() > deadline:
                     raise Missing("the slow file system could not be mounted")
                 time.sleep(0.01)
-            disk_bytes = sum(-(-(i * 977 % 1_000_000) // 4096) * 4096 for i in
-                             range(dirs + 1, dirs + dirs * files_per_dir + 1)) + dirs * 4096
-            yield Tree(point, dirs * files_per_dir, dirs * files_per_dir + dirs - 1, disk_bytes, by_entry=False)
+            files = dirs * files_per_dir
+            sizes = (i * 977 % 1_000_000 for i in range(dirs + 1, dirs + files + 1))
+            disk_bytes = sum(-(-size // 4096) * 4096 for size in sizes) + dirs * 4096
+            yield Tree(point, files, files + dirs - 1, disk_bytes, by_entry=False)
         finally:
             subprocess.run(["umount", point], capture_output=True)
             with suppress(subprocess.TimeoutExpired):
@@ -250,20 +255,19 @@ class Bench:
 
     def group_tree(self) -> None:
         """First scan, second scan, survey and every peer on the tree of a million files."""
-        tree, db = self.million(), self.catalogue("tree")
+        tree, db, duc = self.million(), self.catalogue("tree"), self.folder / "duc.db"
         for _ in range(self.rounds):
             self.du("tree/du", tree)
             self.scan("tree/first", tree, db)
             self.optional("tree/gdu", lambda: self.run(self.peer("gdu"), "-npc", tree.path))
             self.scan("tree/second", tree, db, first=False)
-            duc = self.folder / "duc.db"
             duc.unlink(missing_ok=True)
-            self.optional("tree/duc", lambda: self.run(self.peer("duc"), "index", "-q", "-d", duc, tree.path))
+            self.optional("tree/duc", lambda: self.run(self.peer("duc"), "index", "-qd", duc, tree.path))
             self.find("tree/find", tree)
             scratch = self.catalogue("plan")
             plan = self.folder / "plan.json"
-            words = ("plan", tree.path, "--db", scratch, "--engine", "local", *self.options, "--json")
-            sample = self.smartscan(*words, output=plan)
+            words = ("plan", tree.path, "--db", scratch, "--engine", "local", "--json")
+            sample = self.smartscan(*words, *self.options, output=plan)
             chunks = json.loads(plan.read_text())
             if sum(c["entries"] for c in chunks) != tree.entries:
                 raise Wrong(f"the plan covers {sum(c['entries'] for c in chunks)} of {tree.entries} entries")
@@ -320,7 +324,7 @@ class Bench:
             def look(seen: list[float] = seen, over: threading.Event = over) -> None:
                 while not over.is_set() and not seen:
                     with suppress(sqlite3.Error):
-                        with closing(sqlite3.connect(f"file:{db}?mode=ro", uri=True, timeout=0.1)) as catalogue:
+                        with closing(sqlite3.connect(f"file:{db}?mode=ro", uri=True)) as catalogue:
                             if catalogue.execute("SELECT 1 FROM scan WHERE entries > 0").fetchone():
                                 seen.append(time.monotonic())
                     time.sleep(0.01)
@@ -330,7 +334,7 @@ class Bench:
             reader = threading.Thread(target=look)
             reader.start()
             try:
-                sample = self.smartscan("scan", tree.path, NAME, "--db", db, "--engine", "local", *self.options)
+                sample = self.smartscan(*self.scan_words(tree, db))
             finally:
                 over.set()
                 reader.join()
@@ -385,7 +389,7 @@ def _of(name: str, divided_by: float) -> Callable[[Sample], float]:
 
 def rows(files: dict[str, int]) -> list[Row]:
     """The bars, in the order people read them. `files` are of the trees, by group."""
-    million, big = files.get("tree", 1_000_000), files.get("big", 5_000_000)
+    million = files.get("tree", 1_000_000)
     flat = files.get("flat", 1_000_000) / million
     return [
         Row("first scan / `du -s`", "tree/first", wall, "x", 0.8, "tree/du"),
@@ -402,7 +406,8 @@ def rows(files: dict[str, int]) -> list[Row]:
             lambda s: wall(s) / flat, "x", 1.0, "flat/tree"),
         Row("250,000 directories of 4 files / `du -s`", "dirs/first", wall, "x", 1.2, "dirs/du"),
         Row("the same, second scan / `du -s`", "dirs/second", wall, "x", None, "dirs/du"),
-        Row("storage that takes 1 ms, 32 threads / `find -printf`", "latency/first", wall, "x", 0.06, "latency/find"),
+        Row("storage that takes 1 ms, 32 threads / `find -printf`", "latency/first", wall, "x", 0.06,
+            "latency/find"),
         Row("the same / bare C walk of 32 threads", "latency/first", wall, "x", None, "latency/bare"),
         Row("the same, kernel caching nothing / `find -printf`", "latency-uncached/first", wall, "x", None,
             "latency-uncached/find"),
@@ -423,13 +428,13 @@ def machine(folder: Path) -> dict[str, Any]:
                 model = line.partition(":")[2].strip()
                 break
         memory = int(Path("/proc/meminfo").read_text().split()[1]) // 2**20
-    fs = subprocess.run(["findmnt", "-no", "FSTYPE", "-T", folder], capture_output=True, text=True).stdout.strip()
+    mount = subprocess.run(["findmnt", "-no", "FSTYPE", "-T", folder], capture_output=True, text=True)
     release = ".".join(platform.release().split("-")[0].split(".")[:2])
     return {
         "cores": os.cpu_count(),
         "cpu": model,
         "memory_gib": memory,
-        "file_system": fs,
+        "file_system": mount.stdout.strip(),
         "kernel": f"Linux {release}",
         "python": platform.python_version(),
         "sqlite": sqlite3.sqlite_version,
@@ -466,8 +471,8 @@ def table(data: dict[str, Any]) -> str:
     """Write the results as Markdown."""
     m = data["machine"]
     lines = [
-        f"{m['cores']} cores ({m['cpu']}), {m['memory_gib']} GiB of memory, {m['file_system']}, {m['kernel']}, "
-        f"Python {m['python']}, SQLite {m['sqlite']}; warm cache, interleaved runs.",
+        f"{m['cores']} cores ({m['cpu']}), {m['memory_gib']} GiB of memory, {m['file_system']}, "
+        f"{m['kernel']}, Python {m['python']}, SQLite {m['sqlite']}; warm cache, interleaved runs.",
         "",
         "| what | bar | median | least .. most | runs | seconds | |",
         "|---|---|---|---|---|---|---|",
@@ -499,7 +504,7 @@ def report(data: dict[str, Any]) -> None:
 def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="trees of a hundredth, two rounds, results not kept")
+    parser.add_argument("--quick", action="store_true", help="trees of a hundredth, results not kept")
     parser.add_argument("--only", metavar="GROUP,...", help=f"of {', '.join(GROUPS)}")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dir", type=Path, help="where trees and catalogues are made; not a tmpfs")
