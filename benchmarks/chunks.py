@@ -5,8 +5,8 @@ Touches: a directory of its own, which is removed; the Docker engine, through th
     python benchmarks/chunks.py [--rounds N] [--dir DIR]    prints a table, or that there is no engine
 
 Trees of 1, 10 and 100 directories with 1,000 files each, scanned once before, so that each directory is a
-chunk, but nothing is known to be unchanged; 8 at a time. A chunk lasts from the order to start its worker until its last shard is in the catalogue. Each
-catalogue is compared with its tree.
+chunk, but nothing is known to be unchanged; 8 at a time. A chunk lasts from the order to start its worker
+until its last shard is in the catalogue. Each catalogue is compared with its tree.
 """
 
 from __future__ import annotations
