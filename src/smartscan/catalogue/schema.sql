@@ -18,7 +18,12 @@ CREATE TABLE mount (
     created_at REAL NOT NULL
 ) STRICT;
 
--- One run over one mount.
+-- One run over one mount. The certificate is its closing account, JSON, NULL until there is one: `dirs` (how many
+-- directories were `found`, and how many ended in each state), `files`, `entries`, `bytes` and `disk_bytes` of the
+-- mount as the catalogue has it now, `fs` (statvfs: `total_bytes`, `used_bytes`) and `unexplained_bytes` (used less
+-- catalogued), `complete` (every directory found was read or left out by a rule, and no problem is open), `problems`
+-- (open ones), `missing` (the first 1,000 directories that could not be read: `path`, `state`, `reason`),
+-- `stale_dirs` (known only from an earlier scan), `abandoned` (workers that could not be killed).
 CREATE TABLE scan (
     id INTEGER PRIMARY KEY,
     mount_id INTEGER NOT NULL REFERENCES mount(id),
@@ -40,7 +45,7 @@ CREATE TABLE scan (
     entries_gone INTEGER,
     fs_total_bytes INTEGER,             -- statvfs(3) of the share, taken by a worker
     fs_used_bytes INTEGER,
-    certificate TEXT                    -- JSON: the closing account, see docs/catalogue.md
+    certificate TEXT                    -- JSON: the closing account, see above
 ) STRICT;
 CREATE INDEX scan_mount ON scan(mount_id, started_at);
 
