@@ -524,6 +524,7 @@ def main() -> int:
     if given.report:
         report(json.loads(RESULTS.read_text()))
         return 0
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed program is compiled, so is this one
     groups = given.only.split(",") if given.only else list(GROUPS)
     if unknown := set(groups) - set(GROUPS):
         raise SystemExit(f"no such group: {', '.join(sorted(unknown))}; there are {', '.join(GROUPS)}")

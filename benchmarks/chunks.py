@@ -86,6 +86,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dir", type=Path, help="where trees and catalogues are made; not a tmpfs")
     given = parser.parse_args()
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed program is compiled, so is this one
     if not shutil.which("docker") or subprocess.run(["docker", "version"], capture_output=True).returncode:
         print("no Docker engine answers here; nothing was measured")
         return 0
