@@ -76,7 +76,7 @@ def clean(found: list[Leftover], db: Path) -> tuple[list[str], list[str]]:
                 found = [f for f in found if f"/work/{mount}/" not in f.what]
         for item in found:
             (gone if item.remove() else stays).append(item.what)
-        for folder in sorted(work.glob("*")) if work.is_dir() else ():
+        for folder in (*sorted(work.glob("*")), work) if work.is_dir() else ():
             if not any(folder.iterdir()):
                 folder.rmdir()
     return gone, stays

@@ -78,6 +78,7 @@ class Local:
         self._owner = owner.mark()
         self._parent = cgroups.parent() if groups else None
         self._workers: dict[str, _Worker] = {}
+        self._stuck: set[str] = set()  # killed, and still there
         self._orders: queue.SimpleQueue[tuple[Job, Future[str]] | None] = queue.SimpleQueue()
         # The kernel ties a leashed worker to the thread that started it, and pool threads come and go.
         threading.Thread(target=self._serve, name="local-engine", daemon=True).start()
@@ -131,8 +132,10 @@ class Local:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.kill(process.pid, signal.SIGKILL)
             if time.monotonic() >= until:
+                self._stuck.add(worker_id)
                 return False
             time.sleep(0.005)
+        self._stuck.discard(worker_id)
         return True
 
     def remove(self, worker_id: str) -> bool:
@@ -168,7 +171,7 @@ class Local:
 
     def close(self) -> None:
         for worker_id in list(self._workers):
-            self.kill(worker_id)
+            self.kill(worker_id, grace_s=0.0 if worker_id in self._stuck else 1.0)
             self.remove(worker_id)
         self._orders.put(None)
 

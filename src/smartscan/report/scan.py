@@ -144,6 +144,12 @@ def certificate_words(certificate: Mapping[str, Any]) -> list[str]:
             f"{words.plural(stale, 'directory')} could not be reached this time; "
             "what an earlier scan saw there is kept, and is stale"
         )
+    if hung := certificate.get("abandoned"):
+        them = "it ends" if len(hung) == 1 else "they end"
+        lines.append(
+            f"{words.plural(len(hung), 'worker')} cannot be killed: {them} when the storage answers again; "
+            "then: smartscan cleanup"
+        )
     if (fs := certificate.get("fs")) and fs.get("used_bytes") is not None:
         lines += _fs_words(certificate, fs["used_bytes"])
     return lines

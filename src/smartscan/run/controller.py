@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from smartscan import supervisor as sup
 from smartscan.catalogue import directory, ledger
@@ -99,7 +99,7 @@ class Controller:
         self.noted_at = 0.0
         self.paused: str | None = None
         self.expected: int | None = None
-        self.abandoned: list[str] = []
+        self.abandoned: list[dict[str, Any]] = []  # workers that do not go
         self.finished = {"done": 0, "quarantined": 0}
 
     # -- the loop ----------------------------------------------------------------------------------------
@@ -145,6 +145,8 @@ class Controller:
         self.pool.shutdown(wait=False)
         for thread in list(getattr(self.pool, "_threads", ())):
             thread.join(max(0.0, until - time.monotonic()))
+        while self.ending is not None and not self.answers.empty():
+            self.answers.get()()
 
     def tell(self, event: sup.Event) -> None:
         """Tell the supervisor what happened, and do what it says; what belongs together commits together."""
@@ -229,12 +231,7 @@ class Controller:
             case sup.Collect(chunk_id, number, hint):
                 after.append(lambda: self._collect(chunk_id, number, hint))
             case sup.Abandon(chunk_id, number):
-                self.event(
-                    "abandoned",
-                    "its worker cannot be killed: it waits for the storage and ends when that answers",
-                    chunk_id,
-                    number,
-                )
+                self.event("given up", "it is not waited for any more; what it sealed is kept", chunk_id, number)
             case sup.Create(parent_id, roots, origin):
                 self._create(parent_id, roots, origin, events)
                 events.append(sup.Created(parent_id))
@@ -454,9 +451,22 @@ class Controller:
                     time.sleep(0.05)
             if gone and not keep_folder:
                 shutil.rmtree(attempt.folder, ignore_errors=True)
-            return lambda: None if gone else self.abandoned.append(attempt.worker_id)
+            return lambda: None if gone else self._left_behind(attempt)
 
         self._ask(call)
+
+    def _left_behind(self, attempt: Attempt) -> None:
+        """Note a worker that does not go: it waits in the kernel for storage that does not answer."""
+        self.abandoned.append({"worker_id": attempt.worker_id, "chunk": attempt.chunk.id, "attempt": attempt.number})
+        self._persist(
+            lambda: self.event(
+                "abandoned",
+                f"its worker {attempt.worker_id} cannot be killed: it waits for storage that does not answer, and "
+                "ends when that does",
+                attempt.chunk.id,
+                attempt.number,
+            )
+        )
 
     # -- attempts -----------------------------------------------------------------------------------------
 
