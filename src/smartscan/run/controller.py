@@ -479,7 +479,8 @@ class Controller:
         except OSError:
             names = set()
         acted = False
-        if "result.json" in names and attempt.status is None and not attempt.asking:
+        # A small chunk is done before the engine has told which worker does it, which then nobody would remove.
+        if "result.json" in names and attempt.worker_id and attempt.status is None and not attempt.asking:
             result = read_result(attempt.folder)
             if result is not None and result.outcome in (Outcome.SEALED, Outcome.CANCELLED):
                 attempt.exited = True
