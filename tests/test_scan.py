@@ -325,7 +325,10 @@ def test_the_second_scan_of_a_mount_is_told_who_holds_it(share, db):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_scan_goes_on_with_the_same_command(share, db, tmp_path, number):
     scanning = _start(share, db)
-    time.sleep(0.6)
+    until = time.monotonic() + 30
+    while not (db.parent / "work").exists() and scanning.poll() is None and time.monotonic() < until:
+        time.sleep(0.02)  # a busy machine takes its time before the program listens to signals
+    time.sleep(0.2)
     scanning.send_signal(number)
     out, err = scanning.communicate(timeout=60)
     if scanning.returncode:  # else it was done before
