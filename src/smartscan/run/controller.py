@@ -479,12 +479,11 @@ class Controller:
         except OSError:
             names = set()
         acted = False
-        # A small chunk is done before the engine has told which worker does it, which then nobody would remove.
+        # A small chunk may be done before the engine tells which worker does it; nobody would remove that one.
         if "result.json" in names and attempt.worker_id and attempt.status is None and not attempt.asking:
             result = read_result(attempt.folder)
             if result is not None and result.outcome in (Outcome.SEALED, Outcome.CANCELLED):
-                attempt.exited = True
-                self.tell(sup.Exited(attempt.chunk.id, attempt.number))
+                self._over(attempt, result)
                 return True
         for name in sorted(n for n in names if n.endswith(".shard") and n not in attempt.ingested):
             acted |= self._ingest(attempt, name)
@@ -515,11 +514,19 @@ class Controller:
             or self.attempts.get(attempt.chunk.id) is not attempt
         ):
             return
-        attempt.status, attempt.exited = status, True
-        if status.exit_code == EXIT_NO_SHARE and read_result(attempt.folder) is None:
+        attempt.status = status
+        result = read_result(attempt.folder)
+        if status.exit_code == EXIT_NO_SHARE and result is None:
             self._no_share(attempt, status.log_tail.strip() or f"{show(self.request.path)} cannot be opened")
-            return
-        self.tell(sup.Exited(attempt.chunk.id, attempt.number, status.oom))
+        else:
+            self._over(attempt, result, oom=status.oom)
+
+    def _over(self, attempt: Attempt, result: Result | None, *, oom: bool = False) -> None:
+        attempt.exited = True
+        if result and result.dead:
+            self.tell(sup.MountUnreachable(attempt.chunk.id, attempt.number))
+        else:
+            self.tell(sup.Exited(attempt.chunk.id, attempt.number, oom))
 
     def _no_share(self, attempt: Attempt, message: str) -> None:
         attempt.exited = True
