@@ -39,7 +39,9 @@ STATES = (
     DirState.VANISHED,
 )
 _FAILED = (DirState.DENIED, DirState.TIMED_OUT, DirState.IO_ERROR)
+_LEFT_OUT = (DirState.EXCLUDED, DirState.OTHER_MOUNT)  # on purpose: what was inside goes from the catalogue
 LARGEST = 200  # files kept per mount; a report shows some tens
+LARGEST_SURE = 100  # with fewer left after deletions they are looked for anew
 CACHE_DIRS = 200_000  # directories remembered between shards, some 50 MB; others are looked up again
 _TYPES = {
     0o100000: "f",
@@ -62,6 +64,15 @@ CREATE TEMP TABLE IF NOT EXISTS incoming_link (
     ROWID;
 """
 _ROW = "CAST(e.name AS BLOB), a.type, e.size, e.blocks, e.mtime_ns, a.uid, e.ino, e.counted"
+# How many files a mount has that are not empty.
+_NOT_EMPTY = (
+    "(SELECT ifnull(sum(files), 0) FROM tally WHERE mount_id = ?1 AND dimension = 'size' AND key <> '0')"
+)
+# A directory that the listing of the one above it, read to the end, does not have.
+_NOT_LISTED = (
+    "NOT EXISTS (SELECT 1 FROM entry AS e JOIN attr AS a ON a.id = e.attr_id "
+    "WHERE e.dir_id = c.parent_id AND e.name = c.name AND a.type = 'd')"
+)
 
 
 def signed(value: int) -> int:
@@ -144,6 +155,7 @@ class Ingest:
         self.cache: dict[bytes, Dir] = {}
         self.attrs: dict[tuple[int, int, int], int] = {}
         self.larges: dict[int, Large] = {}
+        self.least: int | None = None  # every larger file is among the largest; None: not asked yet
         self.share = conn_path(self.conn, mount_id)
         self.conn.executescript(_INCOMING)
 
@@ -190,6 +202,23 @@ class Ingest:
         self.cache.clear()
         self.attrs.clear()
         self.larges.clear()
+        self.least = None
+
+    def sweep(self) -> None:
+        """Remove directories that are in no listing of this scan: they went between the visits to them and to
+        the one above, or that one is left out now. Within a transaction. Cost: one look per directory.
+        """
+        rows = self.conn.execute(
+            "SELECT c.id, c.parent_id, CAST(c.name AS BLOB) FROM dir AS c JOIN dir AS p "
+            "ON p.id = c.parent_id "
+            f"WHERE c.mount_id = ? AND p.scan_id = ? AND p.state IN (?, ?, ?) AND {_NOT_LISTED}",
+            (self.mount_id, self.scan_id, DirState.LISTED, *_LEFT_OUT),
+        ).fetchall()
+        window = _Window(self, Window(b"", [], []), Counts(), 0.0)
+        for dir_id, parent_id, name in rows:
+            window.remove_tree(self.path_of(parent_id), dir_id, name)
+        window.settle()
+        self._count_difference(window.counts)
 
     def _count(self, chunk_id: int, c: Counts) -> None:
         totals = (c.entries, c.dirs, c.bytes, c.disk_bytes)
@@ -203,6 +232,9 @@ class Ingest:
             "disk_bytes = disk_bytes + ? WHERE id = ?",
             (*totals, self.scan_id),
         )
+        self._count_difference(c)
+
+    def _count_difference(self, c: Counts) -> None:
         if self.rescan:
             self.conn.execute(
                 "UPDATE scan SET entries_new = ifnull(entries_new, 0) + ?, entries_changed = "
@@ -351,12 +383,25 @@ class _Window:
             self._write_rows({})  # what is replaced looks for other names of its files in all directories
         for path, d, whole in self.replace:
             self._replace(path, d, whole)
-        self._promote()
-        self._write_dirs()
-        self._write_tally()
+        self.settle()
+        gone = False
+        for path, d, whole in self.replace:  # only now that all sums of this window are written
+            if whole:
+                gone |= self._remove_gone(path, d)
+        if gone:
+            self.settle()
         if self.problems:
             for error in failed:
                 note_problem(i.conn, i.mount_id, i.scan_id, error, self.at)
+
+    def settle(self) -> None:
+        """Write what was summed up so far."""
+        self._promote()
+        self._write_dirs()
+        self._write_tally()
+        self.freed.clear()
+        self.sums.clear()
+        self.tally.clear()
 
     # -- records --------------------------------------------------------------------------------------
 
@@ -381,6 +426,8 @@ class _Window:
             large = self.ingest.larges.setdefault(d.id, Large())
             large.entries += r.n
             large.dirs += r.subdirs
+            if d.dev is None:
+                self._set_dev(d, signed(r.dev))  # its next blocks look for names of their files in this one
         if r.flags & UNCHANGED:
             return
         same = whole and d.listed and d.digest == signed(r.dir_digest)
@@ -394,10 +441,18 @@ class _Window:
             self.incoming.append((r, d))
         elif same:
             self._drop_incoming(d)
-        elif whole or r.n or r.flags & BIG:
+        elif whole or r.n or r.flags & BIG or STATES[r.state] in _LEFT_OUT:
             if r.n:
                 self.incoming.append((r, d))
-            self.replace.append((r.path, d, whole))
+            self.replace.append((r.path, d, whole or STATES[r.state] in _LEFT_OUT))
+
+    def _set_dev(self, d: Dir, dev: int) -> None:
+        d.dev = dev
+        row = self.rows.get(d.id)
+        if row is not None:
+            row.values = (*row.values[:3], dev, *row.values[4:])
+        else:
+            self.ingest.conn.execute("UPDATE dir SET dev = ? WHERE id = ?", (dev, d.id))
 
     def _decide(self, r: Record, d: Dir, state: DirState) -> None:
         """Note in which state a directory ended."""
@@ -411,7 +466,7 @@ class _Window:
         row = self.rows.get(d.id)
         if row is not None:
             row.values = (state.value, reason, scan_id, signed(r.dev), digest, n, dirs, own_blocks)
-        elif listed or r.n:
+        elif listed or r.n or state in _LEFT_OUT:
             self.updates.append(
                 (state.value, reason, scan_id, signed(r.dev), digest, n, dirs, own_blocks, d.id)
             )
@@ -433,7 +488,7 @@ class _Window:
         if own_blocks != d.own_blocks:
             self._sum(r.path).add(0, 0, 0, (own_blocks - d.own_blocks) * 512)
         d.state, d.scan_id, d.digest, d.dev, d.own_blocks = state, scan_id, digest, signed(r.dev), own_blocks
-        d.listed = d.listed or listed or n > 0
+        d.listed = state not in _LEFT_OUT and (d.listed or listed or n > 0)
         self.counts.dirs += 1
         self.counts.disk_bytes += own_blocks * 512
 
@@ -477,7 +532,8 @@ class _Window:
             )
         if largest:
             id_at = {r.offset: d.id for r, d in self.plain}
-            self._keep_largest([(size, id_at[offset], name) for size, offset, name in largest])
+            files = [(size, id_at[offset], name) for size, offset, name in largest]
+            self._keep_largest([f for f in files if f[1:] not in set(doubles)] if doubles else files)
 
     def _uncount(
         self, path: bytes, name: bytes, is_file: bool, size: int, blocks: int, mtime_ns: int, uid: int
@@ -527,14 +583,6 @@ class _Window:
                 f"SELECT count(*) FROM entry AS e WHERE e.dir_id = ? AND {gone}", one
             ).fetchone()
             self.counts.gone += count
-            for child_id, name in conn.execute(
-                "SELECT c.id, CAST(c.name AS BLOB) FROM dir AS c WHERE c.mount_id = ? AND c.parent_id "
-                "= ? AND c.name NOT IN "
-                "(SELECT n.name FROM temp.incoming AS n JOIN attr AS a ON a.id = n.attr_id WHERE "
-                "n.dir_id = ? AND a.type = 'd')",
-                (self.ingest.mount_id, d.id, d.id),
-            ).fetchall():
-                self._remove_tree(path, child_id, name)
         which = "" if whole else " AND e.name IN (SELECT name FROM temp.incoming WHERE dir_id = e.dir_id)"
         self._subtract(path, d.id, d.dev, which)
         conn.execute(f"DELETE FROM entry AS e WHERE e.dir_id = ?{which}", one)
@@ -568,6 +616,17 @@ class _Window:
         self._keep_largest(largest)
         self._drop_incoming(d)
 
+    def _remove_gone(self, path: bytes, d: Dir) -> bool:
+        """Remove the directories that a new listing has no more; False where there were none."""
+        rows = self.ingest.conn.execute(
+            "SELECT c.id, CAST(c.name AS BLOB) FROM dir AS c WHERE c.mount_id = ? AND c.parent_id = ? AND "
+            + _NOT_LISTED,
+            (self.ingest.mount_id, d.id),
+        ).fetchall()
+        for child_id, name in rows:
+            self.remove_tree(path, child_id, name)
+        return bool(rows)
+
     def _subtract(self, path: bytes, dir_id: int, dev: int | None, which: str = "") -> None:
         """Take the entries of a directory out of all totals."""
         total = self._sum(path)
@@ -584,16 +643,21 @@ class _Window:
             if kind == "f":
                 self._tally_file(-1, name, size, blocks, mtime_ns, uid)
 
-    def _remove_tree(self, parent: bytes, dir_id: int, name: bytes) -> None:
+    def remove_tree(self, parent: bytes, dir_id: int, name: bytes) -> None:
         """Remove a directory that its parent does not hold any more, with everything below it.
 
-        Its own entry goes with its parent's. Cost: the rows of the subtree.
+        Its own entry goes with its parent's. What is summed up of it must be written before. Nothing happens
+        where it went with another. Cost: the rows of the subtree.
         """
         i, conn = self.ingest, self.ingest.conn
         top = parent + b"/" + name if parent else name
         stack = [(dir_id, top)]
         while stack:
             this, path = stack.pop()
+            row = conn.execute("SELECT dev, own_blocks FROM dir WHERE id = ?", (this,)).fetchone()
+            if row is None:
+                return
+            dev, own_blocks = row
             stack += [
                 (child, path + b"/" + n)
                 for child, n in conn.execute(
@@ -601,7 +665,6 @@ class _Window:
                     (i.mount_id, this),
                 )
             ]
-            dev, own_blocks = conn.execute("SELECT dev, own_blocks FROM dir WHERE id = ?", (this,)).fetchone()
             before = self._sum(parent).entries
             self._subtract(parent, this, dev)  # the totals of what goes need no care, those above do
             self.counts.gone += before - self._sum(parent).entries
@@ -632,6 +695,7 @@ class _Window:
             self._sum(i.path_of(dir_id)).add(kind == "f", 0, size, blocks * 512)
             if kind == "f":
                 self._tally_file(1, name, size, blocks, mtime_ns, uid)
+                self._keep_largest([(size, dir_id, name)])
 
     # -- totals -----------------------------------------------------------------------------------------
 
@@ -703,27 +767,38 @@ class _Window:
             "INSERT INTO tally VALUES (?, ?, CAST(? AS TEXT), ?, ?, ?) ON CONFLICT DO UPDATE SET files "
             "= files + excluded.files, "
             "bytes = bytes + excluded.bytes, disk_bytes = disk_bytes + excluded.disk_bytes",
-            [(mount_id, kinds.DIMENSIONS[d], key, *cell) for (d, key), cell in self.tally.items()],
+            [
+                (mount_id, kinds.DIMENSIONS[dimension], key, *cell)
+                for (dimension, key), cell in self.tally.items()
+                if any(cell)
+            ],
         )
         if any(cell[0] < 0 for cell in self.tally.values()):
             conn.execute("DELETE FROM tally WHERE mount_id = ? AND files = 0", (mount_id,))
 
     def _keep_largest(self, files: list[tuple[int, int, bytes]]) -> None:
-        conn, mount_id = self.ingest.conn, self.ingest.mount_id
+        """Keep what is among the largest files: size, directory, name.
+
+        None is taken that is smaller than the smallest there was when the list was full: others between the
+        two may not be known, and `refill_largest` finds them when too many of the list are gone.
+        """
+        i, conn, mount_id = self.ingest, self.ingest.conn, self.ingest.mount_id
+        if i.least is None:
+            have, least, files_there = conn.execute(
+                f"SELECT count(*), min(size), {_NOT_EMPTY} FROM largest WHERE mount_id = ?1", (mount_id,)
+            ).fetchone()
+            i.least = 0 if have >= files_there else least or 1 << 63
+        better = [(mount_id, *f) for f in files if f[0] > i.least]
+        if not better:
+            return
+        conn.executemany("INSERT OR IGNORE INTO largest VALUES (?, ?, ?, CAST(? AS TEXT))", better)
         row = conn.execute(
             "SELECT size FROM largest WHERE mount_id = ? ORDER BY size DESC LIMIT 1 OFFSET ?",
             (mount_id, LARGEST - 1),
         ).fetchone()
-        least = row[0] if row else 0
-        better = [(mount_id, *f) for f in files if f[0] > least]
-        if better:
-            conn.executemany("INSERT OR IGNORE INTO largest VALUES (?, ?, ?, CAST(? AS TEXT))", better)
-            conn.execute(
-                "DELETE FROM largest WHERE mount_id = ?1 AND size < (SELECT size FROM largest WHERE "
-                "mount_id = ?1 "
-                "ORDER BY size DESC LIMIT 1 OFFSET ?2)",
-                (mount_id, LARGEST - 1),
-            )
+        if row:
+            i.least = max(i.least, row[0])
+            conn.execute("DELETE FROM largest WHERE mount_id = ? AND size < ?", (mount_id, i.least))
 
 
 def refill_largest(conn: sqlite3.Connection, mount_id: int) -> None:
@@ -731,17 +806,16 @@ def refill_largest(conn: sqlite3.Connection, mount_id: int) -> None:
 
     Cost: one pass over the entries, and only then.
     """
-    (have,) = conn.execute("SELECT count(*) FROM largest WHERE mount_id = ?", (mount_id,)).fetchone()
-    (files,) = conn.execute(
-        "SELECT ifnull(sum(files), 0) FROM dir WHERE mount_id = ? AND parent_id IS NULL", (mount_id,)
+    have, files = conn.execute(
+        f"SELECT count(*), {_NOT_EMPTY} FROM largest WHERE mount_id = ?1", (mount_id,)
     ).fetchone()
-    if have >= min(LARGEST // 4, files):
+    if have >= min(LARGEST_SURE, files):
         return
     conn.execute("DELETE FROM largest WHERE mount_id = ?", (mount_id,))
     conn.execute(
         "INSERT INTO largest SELECT ?1, e.size, e.dir_id, e.name FROM entry AS e JOIN dir ON dir.id = "
         "e.dir_id "
         "JOIN attr AS a ON a.id = e.attr_id WHERE dir.mount_id = ?1 AND a.type = 'f' AND e.size > 0 "
-        "ORDER BY e.size DESC LIMIT ?2",
+        "AND e.counted IS NOT 0 ORDER BY e.size DESC LIMIT ?2",
         (mount_id, LARGEST),
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterable
-from errno import EEXIST
+from errno import EEXIST, ETIMEDOUT
 from typing import Any
 
 from smartscan.errors import UsageError
@@ -430,21 +430,23 @@ def undue(
     ).fetchall()
 
 
-def drop_vanished(conn: sqlite3.Connection, mount_id: int, scan_id: int) -> None:
-    """Forget directories a chunk was to begin with that neither exist nor are in a listing any more.
-
-    The upper ones go when nothing is left below them. Cost: one pass for each level.
-    """
-    while conn.execute(
-        "DELETE FROM dir WHERE mount_id = ? AND parent_id IS NOT NULL AND own_entries = 0 "
-        "AND (state = 'vanished' AND scan_id = ? OR state = 'found') "
-        "AND NOT EXISTS (SELECT 1 FROM entry JOIN attr ON attr.id = entry.attr_id "
-        "WHERE entry.dir_id = dir.parent_id AND entry.name = dir.name AND attr.type = 'd') "
-        "AND NOT EXISTS (SELECT 1 FROM dir AS below WHERE below.mount_id = dir.mount_id "
-        "AND below.parent_id = dir.id)",
-        (mount_id, scan_id),
-    ).rowcount:
-        pass
+def silent_directories(conn: sqlite3.Connection, mount_id: int, scan_id: int) -> list[bytes]:
+    """List directories of which not even a stat was answered: only their name in a listing tells of them."""
+    found = []
+    for (path,) in conn.execute(
+        "SELECT CAST(path AS BLOB) FROM problem WHERE mount_id = ? AND cleared_at IS NULL AND op = 'stat' "
+        "AND errno = ?",
+        (mount_id, ETIMEDOUT),
+    ).fetchall():
+        above, _, name = path.rpartition(b"/")
+        named = conn.execute(
+            "SELECT 1 FROM entry JOIN attr ON attr.id = entry.attr_id "
+            "WHERE dir_id = ? AND name = CAST(? AS TEXT) AND size IS NULL AND attr.type = 'd'",
+            (dir_id_of(conn, mount_id, above), name),
+        ).fetchone()
+        if named and not is_decided(conn, mount_id, scan_id, path):
+            found.append(path)
+    return found
 
 
 def account(conn: sqlite3.Connection, mount_id: int, scan_id: int) -> tuple[dict[str, int], int]:
@@ -463,6 +465,21 @@ def account(conn: sqlite3.Connection, mount_id: int, scan_id: int) -> tuple[dict
     return states, found
 
 
+def undecided(conn: sqlite3.Connection, mount_id: int, scan_id: int) -> int:
+    """Count the directories in the listings of a scan of which it does not know what became.
+
+    Cost: one look per directory.
+    """
+    return int(
+        conn.execute(
+            "SELECT ifnull(sum(max(0, p.own_dirs - (SELECT count(*) FROM dir AS c WHERE c.mount_id = ?1 AND "
+            "c.parent_id = p.id AND c.scan_id = ?2 AND c.state <> 'found'))), 0) "
+            "FROM dir AS p WHERE p.mount_id = ?1 AND p.scan_id = ?2 AND p.own_dirs > 0",
+            (mount_id, scan_id),
+        ).fetchone()[0]
+    )
+
+
 def clear_problems(conn: sqlite3.Connection, mount_id: int, scan_id: int, at: float) -> None:
     """Close the problems at places that this scan has read after all, or that are gone."""
     for path, op, errno, seen in conn.execute(
@@ -475,14 +492,14 @@ def clear_problems(conn: sqlite3.Connection, mount_id: int, scan_id: int, at: fl
         dir_id = dir_id_of(conn, mount_id, place)
         row = conn.execute("SELECT state, scan_id FROM dir WHERE id = ?", (dir_id,)).fetchone()
         listed = row is not None and row == (DirState.LISTED, scan_id)
-        if listed and seen == scan_id:  # read after it could not be: only what says so of itself
-            if of_entry:
-                known = conn.execute(
-                    "SELECT size FROM entry WHERE dir_id = ? AND name = CAST(? AS TEXT)", (dir_id, name)
-                ).fetchone()
-                listed = op == "stat" and (known is None or known[0] is not None)
-            else:
-                listed = errno != EEXIST  # a listing that named something twice was read, and is still odd
+        if listed and op == "stat":  # its directory is listed also where it was left alone itself
+            known = conn.execute(
+                "SELECT size FROM entry WHERE dir_id = ? AND name = CAST(? AS TEXT)", (dir_id, name)
+            ).fetchone()
+            listed = known is None or known[0] is not None
+        elif listed and seen == scan_id:  # read after it could not be: only what says so of itself
+            # A listing that named something twice was read, and is still odd.
+            listed = not of_entry and errno != EEXIST
         if row is None or listed:
             conn.execute(
                 "UPDATE problem SET cleared_at = ? WHERE mount_id = ? AND path = CAST(? AS TEXT) AND op = ?",

@@ -5,6 +5,7 @@ Touches: the catalogue, attempt folders, the engine.
 
 from __future__ import annotations
 
+import errno
 import functools
 import gc
 import os
@@ -313,10 +314,12 @@ class _Scan:
             if ending is not sup.Ending.CANCELLED:
                 for path, _, retry_at in self.avoid:
                     self._not_tried(path, retry_at, now)
-                ledger.drop_vanished(self.conn, self.mount_id, self.scan_id)
+                for path in ledger.silent_directories(self.conn, self.mount_id, self.scan_id):
+                    self._silent(path, DirState.TIMED_OUT.value, now, Op.STAT)
+                states, found = self._account()
                 ledger.clear_problems(self.conn, self.mount_id, self.scan_id, now)
+                certificate = self._certificate(states, found)
                 refill_largest(self.conn, self.mount_id)
-                certificate = self._certificate(now)
                 state = ScanState.COMPLETE if certificate["complete"] else ScanState.INCOMPLETE
             dead = ending is sup.Ending.MOUNT_DEAD or b"" in c.stuck
             ledger.end(self.conn, self.scan_id, state, certificate, mount_dead=dead, at=now)
@@ -343,19 +346,24 @@ class _Scan:
         ):
             return
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(retry_at))
-        self.controller.ingest.decide(
-            path,
-            DirState.TIMED_OUT,
-            f"did not answer before; not tried again until {when}",
-            now,
-            err=110,
-            op=Op.OPEN,
-        )
+        self._silent(path, f"did not answer before; not tried again until {when}", now, Op.OPEN)
 
-    def _certificate(self, now: float) -> dict[str, Any]:
-        """The account: every directory found is in one state, and what that leaves unknown is named."""
+    def _silent(self, path: bytes, reason: str, now: float, op: Op) -> None:
+        self.controller.ingest.decide(path, DirState.TIMED_OUT, reason, now, err=errno.ETIMEDOUT, op=op)
+
+    def _account(self) -> tuple[dict[str, int], int]:
+        """Count the directories by state and all that were found, once what went meanwhile is removed."""
         conn, mount_id, scan_id = self.conn, self.mount_id, self.scan_id
         states, found = ledger.account(conn, mount_id, scan_id)
+        if sum(states.values()) != found:
+            self.controller.ingest.sweep()
+            states, _ = ledger.account(conn, mount_id, scan_id)
+            found = sum(states.values()) + ledger.undecided(conn, mount_id, scan_id)
+        return states, found
+
+    def _certificate(self, states: dict[str, int], found: int) -> dict[str, Any]:
+        """The account: every directory found is in one state, and what that leaves unknown is named."""
+        conn, mount_id, scan_id = self.conn, self.mount_id, self.scan_id
         failed = (DirState.DENIED, DirState.TIMED_OUT, DirState.IO_ERROR)
         row = conn.execute(
             "SELECT files, entries, bytes, disk_bytes FROM dir WHERE mount_id = ? AND parent_id IS NULL",
@@ -402,6 +410,7 @@ class _Scan:
             "problems": problems,
             "missing": missing,
             "stale_dirs": stale,
+            "abandoned": self.controller.abandoned,
         }
 
     def _tidy(self) -> None:
