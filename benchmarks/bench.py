@@ -360,7 +360,8 @@ class Bench:
                 self.keep(f"threads/{threads}/bare", self.run(self.tool("barewalk"), tree.path, str(threads)))
 
 
-GROUPS = ("tree", "flat", "dirs", "big", "latency", "visible", "curves")
+GROUPS = ("tree", "flat", "dirs", "latency", "visible", "curves", "big")
+TREES = {"tree": "1m", "big": "5m", "flat": "flat"}  # whose number of files the table needs
 
 
 # ---- the table -------------------------------------------------------------------------------------------
@@ -548,22 +549,22 @@ def main() -> int:
                 bench.notes[group] = f"FAILED: {wrong}"
             if group in bench.notes:
                 print(f"  {bench.notes[group]}", flush=True)
-            mine = tuple({"tree": ("tree/",), "latency": ("latency/", "latency-uncached/"),
-                          "curves": ("curve/", "threads/")}.get(group, (f"{group}/",)))
+            mine = {"latency": ("latency/", "latency-uncached/"), "curves": ("curve/", "threads/")}.get(
+                group, (f"{group}/",)
+            )
             for part, new in (("samples", bench.samples), ("notes", bench.notes)):
                 kept = {k: v for k, v in data[part].items() if not k.startswith(mine) and k != group}
                 data[part] = kept | {k: v for k, v in new.items() if k.startswith(mine) or k == group}
+            data["files"] |= {g: bench.trees[t].files for g, t in TREES.items() if t in bench.trees}
+            data["machine"] = machine(bench.folder)
+            data["rows"] = [evaluate(row, data["samples"], data["notes"]) for row in rows(data["files"])]
+            if not given.quick or given.out != RESULTS:  # after each group: the next may take long
+                given.out.parent.mkdir(parents=True, exist_ok=True)
+                given.out.write_text(json.dumps(data, indent=1, sort_keys=True) + "\n")
     finally:
         if not given.keep:
             shutil.rmtree(bench.folder, ignore_errors=True)
-    data["files"] |= {g: bench.trees[t].files for g, t in (("tree", "1m"), ("big", "5m"), ("flat", "flat"))
-                      if t in bench.trees}
-    data["machine"] = machine(given.dir or HERE)
-    data["rows"] = [evaluate(row, data["samples"], data["notes"]) for row in rows(data["files"])]
     print(table(data))
-    if not given.quick or given.out != RESULTS:
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        given.out.write_text(json.dumps(data, indent=1, sort_keys=True) + "\n")
     return 1 if any(note.startswith("FAILED") for note in bench.notes.values()) else 0
 
 
