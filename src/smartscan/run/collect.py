@@ -36,6 +36,7 @@ class Result:
     fs_type: str = ""
     source: str = ""
     message: str = ""
+    dead: bool = False  # not even the root of the share answered
     totals: Progress | None = None  # all that the worker saw, where it said so
 
 
@@ -55,6 +56,7 @@ def read_result(folder: Path) -> Result | None:
             str(data["fs_type"]),
             str(data["source"]),
             str(data["message"]),
+            bool(data.get("dead")),
             Progress(0, data["entries"], data["dirs"], data["bytes"], data["disk_bytes"]),
         )
     except (OSError, ValueError, KeyError, TypeError):

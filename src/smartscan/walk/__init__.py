@@ -46,6 +46,13 @@ def used_bytes(root_fd: int) -> tuple[int, int]:
     return v.f_blocks * v.f_frsize, (v.f_blocks - v.f_bfree) * v.f_frsize
 
 
+def ask(root_fd: int) -> None:
+    """Have the share itself answer, not what the kernel remembers of it. May hang; raises OSError."""
+    os.fstatvfs(root_fd)
+    os.fstat(root_fd)
+    os.close(os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root_fd))
+
+
 def job(root: Root) -> bytes:
     """Make the job of a chunk's root; the walker finds its ancestors itself."""
     return struct.pack("<II", 0, FILES if root.scope is Scope.FILES else 0) + root.path

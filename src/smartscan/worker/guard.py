@@ -24,7 +24,7 @@ from smartscan.model import Op, Outcome, Root, b64, show, unb64
 from smartscan.shard import leftover_files, salvage, write_json
 from smartscan.walk import SLOT_BYTES, Slot
 from smartscan.worker.orders import Orders
-from smartscan.worker.walker import SPARE_SLOTS, Walker
+from smartscan.worker.walker import DEAD, SPARE_SLOTS, Walker
 
 EXIT_NO_SHARE = 10  # the mount's root is missing or cannot be opened
 TICK_S = 0.2  # orders are obeyed and progress is written at least this often
@@ -188,7 +188,8 @@ class Guard:
                 self.final["stuck"],
                 self.final["fs"],
                 walker,
-                "",
+                DEAD if self.final["dead"] else "",
+                dead=self.final["dead"],
             )
             return 0
         if self.share_id is None and self.failure:
@@ -198,13 +199,15 @@ class Guard:
         given = [root for _, roots in leftover_files(self.folder) for root in roots]
         left = salvage(self.folder, self.orders.roots, given, [unb64(s["path_b64"]) for s in stuck])
         if why == "hung":
-            outcome, message = Outcome.STALLED, "the walker stopped moving as a whole"
+            outcome = Outcome.STALLED
+            message = DEAD if self.share_id is None else "the walker stopped moving as a whole"
         else:
             outcome, message = Outcome.FAILED, self.failure or f"the walker died: {_death(self.status)}"
         print(message, file=sys.stderr, flush=True)
         self._write(
-            outcome, list(left.shards), [r.to_json() for r in left.leftover], stuck, None, walker, message
-        )
+            outcome, list(left.shards), [r.to_json() for r in left.leftover], stuck, None, walker, message,
+            dead=why == "hung" and self.share_id is None,
+        )  # fmt: skip
         return 0
 
     def _stuck_now(self) -> list[dict[str, Any]]:
@@ -228,10 +231,16 @@ class Guard:
                     "op": int(Op.OPEN),
                     "errno": 110,
                     "waited_s": round(now - self.beat_at, 1),
-                    "wchan": "",
+                    "wchan": self._wchan(),
                 }
             )
         return found
+
+    def _wchan(self) -> str:
+        """Where in the kernel the walker's first thread waits, where the kernel tells."""
+        with contextlib.suppress(OSError):
+            return Path(f"/proc/{self.pid}/wchan").read_text().strip("0\n")
+        return ""
 
     def _write(
         self,
@@ -242,6 +251,8 @@ class Guard:
         fs: dict[str, int] | None,
         walker: str,
         message: str,
+        *,
+        dead: bool,
     ) -> None:
         write_json(
             self.folder / "result.json",
@@ -253,6 +264,7 @@ class Guard:
                 "fs": fs,
                 "walker": walker,
                 "message": message,
+                "dead": dead,
                 "share_id": self.share_id,
                 "fs_type": self.storage.fs_type if self.storage else "",
                 "source": self.storage.source if self.storage else "",

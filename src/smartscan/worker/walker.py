@@ -9,6 +9,7 @@ thread, and at the end leaves the process behind with what still hangs in it.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -35,6 +36,7 @@ from smartscan.shard import (
 )
 from smartscan.walk import (
     Slot,
+    ask,
     identity,
     job,
     job_path,
@@ -52,6 +54,7 @@ SEAL_S = 1.0  # rows become visible about this long after they were read
 FEW_DIRS = 256  # with so few waiting a chunk may have a tenth more entries: it is perhaps the end
 SPARE_SLOTS = 32  # threads that may be lost to hung calls before the walker gives up
 WATCH_S = 0.05
+DEAD = "the share does not answer"  # why a walk ends where not even the root of the share does
 
 
 @dataclass(slots=True)
@@ -119,6 +122,9 @@ class Walker:
         self.larges: list[Large] = []
         self.fs: dict[str, int] | None = None
         self.core: Any = None
+        self.root_fd = -1
+        self.asked_at: float | None = None  # when the share was last asked for a sign of life
+        self.answered = True
 
     # -- the threads that read -------------------------------------------------------------------
 
@@ -305,6 +311,38 @@ class Walker:
                 t.beat, t.moved_at = slot.beat, now
             elif now - t.moved_at >= self.limits.stall_s and slot.op != Op.IDLE:
                 self._give_up(t, slot, now - t.moved_at)
+        self._replace(now)
+
+    def _replace(self, now: float) -> None:
+        """Start a thread for each that was lost, unless nothing moves because the share as a whole is dead.
+
+        Then more threads would hang as well, each on a path that has done nothing. Where none has moved for
+        half the stall limit, the share's root is asked, on a thread of its own, and has the limit to answer.
+        """
+        live = [t for t in self.threads if not t.lost]
+        stall_s = self.limits.stall_s
+        if any(t.task is None or now - t.moved_at < stall_s / 2 for t in live):
+            if self.answered:
+                self.asked_at = None
+        elif self.asked_at is None:
+            self.asked_at, self.answered = now, False
+            threading.Thread(target=self._ask, daemon=True, name="ask").start()
+            return
+        elif not self.answered:
+            if not live and now - self.asked_at >= stall_s:
+                self.end(DEAD)
+            return
+        with self.lock:
+            if self.queue or self.singles or self.blocks:
+                while len(live) < self.limits.threads and self._start_thread():
+                    live.append(self.threads[-1])
+                if not live:
+                    self.ending = self.ending or "no thread is left"
+
+    def _ask(self) -> None:
+        with contextlib.suppress(OSError):  # an error is an answer
+            ask(self.root_fd)
+        self.answered = True
 
     def _give_up(self, t: Thread, slot: Slot, waited_s: float) -> None:
         with self.lock:
@@ -348,8 +386,6 @@ class Walker:
                 big.ended, big.state, big.err = True, TIMED_OUT, errno.ETIMEDOUT
                 big.reason = DirState.TIMED_OUT.value
                 self._close_large(big)
-            if not self._start_thread() and all(x.lost for x in self.threads):
-                self.ending = "no thread is left"
             self.lock.notify_all()
 
     def _limits(self, now: float, started: float) -> None:
@@ -398,8 +434,11 @@ class Walker:
         with self.lock:
             if self.failure or self.broken:
                 return False
-            if any(t.task for t in self.threads if not t.lost) or self.blocks:
-                return any(not t.lost for t in self.threads)
+            live = [t for t in self.threads if not t.lost]
+            if any(t.task for t in live):
+                return True
+            if self.blocks:
+                return bool(live) or not self.ending
             return bool(self.queue or self.singles) and not self.ending
 
     def say(self, **message: Any) -> None:
@@ -412,7 +451,7 @@ class Walker:
     def run(self, orders_fd: int) -> None:
         """Walk the chunk to its end or limit. Returns when all but hung threads are done."""
         started = time.monotonic()
-        root_fd = open_share(self.orders.share)
+        self.root_fd = root_fd = open_share(self.orders.share)
         share_id = identity(root_fd)
         if self.orders.share_id not in (None, share_id):
             raise OSError(
@@ -471,6 +510,7 @@ class Walker:
             stuck=self.stuck,
             fs=self.fs,
             hung=sum(t.lost for t in self.threads),
+            dead=self.ending == DEAD,
         )
 
     def _obey(self, orders_fd: int) -> bool:
