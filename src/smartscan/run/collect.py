@@ -126,6 +126,17 @@ def read_progress(folder: Path) -> Progress:
         return Progress(0)
 
 
+def read_share_id(folder: Path) -> tuple[int, int] | None:
+    """Tell which directory the worker knows as the share: (st_dev, st_ino); None while it has not said."""
+    for name in ("progress.json", "result.json"):
+        try:
+            dev, ino = json.loads((folder / name).read_bytes())["share_id"]
+            return int(dev), int(ino)
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return None
+
+
 def cause(error: WalkError, fs_type: str, source: str) -> str:
     """Say in words what most likely is behind a path that did not answer."""
     wait = f"did not answer for {error.waited_s:.0f} s"

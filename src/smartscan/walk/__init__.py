@@ -40,6 +40,16 @@ def identity(root_fd: int) -> tuple[int, int]:
     return st.st_dev, st.st_ino
 
 
+def is_empty(root_fd: int) -> bool:
+    """Whether nothing lies in the share: then it is not mounted. May hang; raises OSError."""
+    fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root_fd)
+    try:
+        with os.scandir(fd) as entries:
+            return next(entries, None) is None
+    finally:
+        os.close(fd)
+
+
 def used_bytes(root_fd: int) -> tuple[int, int]:
     """Ask the file system for (total, used) bytes, statvfs(3). May hang; raises OSError."""
     v = os.fstatvfs(root_fd)

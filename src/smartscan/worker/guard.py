@@ -112,6 +112,7 @@ class Guard:
     def _hear(self, message: dict[str, Any]) -> None:
         if "ready" in message:
             self.share_id = message["ready"]
+            self._progress(time.monotonic())  # the controller wants it before the first shard
         elif "given" in message:
             self.given += 1
             write_json(
@@ -156,6 +157,7 @@ class Guard:
                 "bytes": size,
                 "disk_bytes": blocks * 512,
                 "readings": readings,
+                "share_id": self.share_id,
             },
         )
         self.totals = {"entries": entries, "dirs": dirs, "bytes": size, "disk_bytes": blocks * 512}

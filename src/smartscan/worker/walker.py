@@ -38,6 +38,7 @@ from smartscan.walk import (
     Slot,
     ask,
     identity,
+    is_empty,
     job,
     job_path,
     job_root,
@@ -459,6 +460,8 @@ class Walker:
                 "this is not the share that the scan began on: it was unmounted or replaced",
                 self.orders.share,
             )
+        if is_empty(root_fd):  # before any chunk finds that what it begins with has vanished
+            raise OSError(errno.ENOENT, "it is empty", self.orders.share)
         known = (self.folder / "known.bin").read_bytes() if self.orders.known else b""
         self.core = open_walker(
             root_fd,
