@@ -1,0 +1,424 @@
+"""One window of a shard on its way into the tables.
+
+Touches: the catalogue, in the caller's transaction.
+"""
+
+from __future__ import annotations
+
+import array
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from smartscan.catalogue.ingest.largest import LARGEST
+from smartscan.catalogue.ingest.state import FAILED, LEFT_OUT, STATES, Counts, Dir, Large, NewRow, signed
+from smartscan.catalogue.ingest.totals import Totals
+from smartscan.catalogue.problems import note_problem
+from smartscan.codec import codec
+from smartscan.errors import MountError
+from smartscan.model import DirState, Op, WalkError
+from smartscan.shard import BIG, KIND_ERROR, LAST, UNCHANGED, Record, Window
+
+if TYPE_CHECKING:
+    from smartscan.catalogue.ingest.writer import Ingest
+
+_ROW = "CAST(e.name AS BLOB), a.type, e.size, e.blocks, e.mtime_ns, a.uid, e.ino, e.counted"
+# A directory that the listing of the one above it, read to the end, does not have.
+NOT_LISTED = (
+    "NOT EXISTS (SELECT 1 FROM entry AS e JOIN attr AS a ON a.id = e.attr_id "
+    "WHERE e.dir_id = c.parent_id AND e.name = c.name AND a.type = 'd')"
+)
+
+
+@dataclass(slots=True)
+class Intake:
+    """One window of a shard on its way into the tables."""
+
+    ingest: Ingest
+    window: Window
+    counts: Counts
+    at: float
+    problems: bool = True
+    rows: dict[int, NewRow] = field(default_factory=dict)
+    updates: list[tuple[Any, ...]] = field(default_factory=list)
+    plain: list[tuple[Record, Dir]] = field(default_factory=list)  # entries that are simply added
+    incoming: list[tuple[Record, Dir]] = field(default_factory=list)  # entries that replace others
+    replace: list[tuple[bytes, Dir, bool]] = field(default_factory=list)  # bool: it was read to the end
+    freed: set[tuple[int | None, int]] = field(default_factory=set)  # files whose counted name went
+    next_id: int = 0
+    totals: Totals = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.totals = Totals(self.ingest.conn, self.ingest.mount_id)
+
+    def take(self) -> None:
+        """Write the window; within a transaction."""
+        i = self.ingest
+        (self.next_id,) = i.conn.execute("SELECT ifnull(max(id), 0) + 1 FROM dir").fetchone()
+        failed: list[WalkError] = []
+        for r in self.window.records:
+            if r.kind == KIND_ERROR:
+                failed.append(WalkError(r.path, Op(r.op), r.err, r.waited_ns / 1e9))
+                continue
+            d = i.cache.get(r.path) or i.find(r.path) or self._make(r.path)
+            if d.scan_id == i.scan_id and d.state != DirState.FOUND:
+                continue  # decided in this scan already: what comes twice changes nothing
+            self._entries(r, d)
+            if r.flags & LAST:
+                state = STATES[r.state]
+                if not r.path and state == DirState.LISTED and not r.n and not r.flags & BIG:
+                    raise MountError(
+                        f"{i.share} is empty; is the share mounted? Nothing was changed in the catalogue"
+                    )
+                if state in FAILED:
+                    failed.append(WalkError(r.path, Op(r.op), r.err, r.waited_ns / 1e9))
+                self._decide(r, d, state)
+        self._insert()
+        if self.replace:
+            self._write_rows({})  # what is replaced looks for other names of its files in all directories
+        for path, d, whole in self.replace:
+            self._replace(path, d, whole)
+        self.settle()
+        gone = False
+        for path, d, whole in self.replace:  # only now that all sums of this window are written
+            if whole:
+                gone |= self._remove_gone(path, d)
+        if gone:
+            self.settle()
+        if self.problems:
+            for error in failed:
+                note_problem(i.conn, i.mount_id, i.scan_id, error, self.at)
+
+    def settle(self) -> None:
+        """Write what was summed up so far."""
+        self._promote()
+        self._write_dirs()
+        self.totals.write_tally()
+        self.freed.clear()
+        self.totals.clear()
+
+    # -- records --------------------------------------------------------------------------------------
+
+    def _make(self, path: bytes) -> Dir:
+        """Give a new directory its row, and its ancestors where they are missing."""
+        parent_id, name = None, b""
+        if path:
+            above, _, name = path.rpartition(b"/")
+            parent_id = (self.ingest.cache.get(above) or self.ingest.find(above) or self._make(above)).id
+        made = self.ingest.cache[path] = Dir(self.next_id, DirState.FOUND, fresh=True)
+        self.rows[made.id] = NewRow(parent_id, name)
+        self.next_id += 1
+        return made
+
+    def _entries(self, r: Record, d: Dir) -> None:
+        """Sort out what becomes of the entries of a record."""
+        c, whole = self.counts, STATES[r.state] == DirState.LISTED
+        c.entries += r.n
+        c.bytes += r.bytes
+        c.disk_bytes += r.blocks * 512
+        if r.flags & BIG and not r.flags & LAST:
+            large = self.ingest.larges.setdefault(d.id, Large())
+            large.entries += r.n
+            large.dirs += r.subdirs
+            if d.dev is None:
+                self._set_dev(d, signed(r.dev))  # its next blocks look for names of their files in this one
+        if r.flags & UNCHANGED:
+            return
+        same = whole and d.listed and d.digest == signed(r.dir_digest)
+        if not d.listed:
+            if r.n:
+                self.plain.append((r, d))
+                self.totals.of(r.path).add(r.files, r.n, r.bytes, r.blocks * 512)
+                if self.ingest.rescan:
+                    c.new += r.n
+        elif r.flags & BIG and not r.flags & LAST:
+            self.incoming.append((r, d))
+        elif same:
+            self._drop_incoming(d)
+        elif whole or r.n or r.flags & BIG or STATES[r.state] in LEFT_OUT:
+            if r.n:
+                self.incoming.append((r, d))
+            self.replace.append((r.path, d, whole or STATES[r.state] in LEFT_OUT))
+
+    def _set_dev(self, d: Dir, dev: int) -> None:
+        d.dev = dev
+        row = self.rows.get(d.id)
+        if row is not None:
+            row.values = (*row.values[:3], dev, *row.values[4:])
+        else:
+            self.ingest.conn.execute("UPDATE dir SET dev = ? WHERE id = ?", (dev, d.id))
+
+    def _decide(self, r: Record, d: Dir, state: DirState) -> None:
+        """Note in which state a directory ended."""
+        large = self.ingest.larges.pop(d.id, None) if r.flags & BIG else None
+        reason = r.text.decode("utf-8", "replace") or (os.strerror(r.err) if r.err else None)
+        scan_id = self.ingest.scan_id
+        listed = state == DirState.LISTED
+        digest = signed(r.dir_digest) if listed else None
+        n, dirs = (large.entries, large.dirs) if large else (r.n, r.subdirs)
+        own_blocks = r.own_blocks if r.own_blocks or listed else d.own_blocks
+        row = self.rows.get(d.id)
+        if row is not None:
+            row.values = (state.value, reason, scan_id, signed(r.dev), digest, n, dirs, own_blocks)
+        elif listed or r.n or state in LEFT_OUT:
+            self.updates.append(
+                (state.value, reason, scan_id, signed(r.dev), digest, n, dirs, own_blocks, d.id)
+            )
+        else:  # not read this time: what is known of its inside stays
+            self.updates.append(
+                (
+                    state.value,
+                    reason,
+                    scan_id,
+                    d.dev if d.dev is not None else signed(r.dev),
+                    d.digest,
+                    None,
+                    0,
+                    own_blocks,
+                    d.id,
+                )
+            )
+            digest = d.digest
+        if own_blocks != d.own_blocks:
+            self.totals.of(r.path).add(0, 0, 0, (own_blocks - d.own_blocks) * 512)
+        d.state, d.scan_id, d.digest, d.dev, d.own_blocks = state, scan_id, digest, signed(r.dev), own_blocks
+        d.listed = state not in LEFT_OUT and (d.listed or listed or n > 0)
+        self.counts.dirs += 1
+        self.counts.disk_bytes += own_blocks * 512
+
+    # -- entries ---------------------------------------------------------------------------------------
+
+    def _insert(self) -> None:
+        i = self.ingest
+        if not self.plain and not self.incoming:
+            return
+        attrs = i.attr_ids(self.window.attrs)
+        if self.incoming:
+            offsets = array.array("Q", (r.offset for r, _ in self.incoming)).tobytes()
+            ids = array.array("q", (d.id for _, d in self.incoming)).tobytes()
+            i.bulk.insert("temp.incoming", "temp.incoming_link", self.window.buffer, offsets, ids, attrs)
+        if not self.plain:
+            return
+        offsets = array.array("Q", (r.offset for r, _ in self.plain)).tobytes()
+        ids = array.array("q", (d.id for _, d in self.plain)).tobytes()
+        tally, largest, links = codec.measure(self.window.buffer, offsets, LARGEST)
+        for dimension, key, files, size, blocks in tally:
+            self.totals.tally(dimension, key, files, size, blocks)
+        doubles: list[tuple[int, bytes]] = []
+        seen: set[tuple[int, int]] = set()
+        for k, name, ino, size, blocks, mtime_ns, mode, uid in links:
+            r, d = self.plain[k]
+            key = (signed(r.dev), ino)
+            if key in seen or self._is_counted(key):
+                doubles.append((d.id, name))
+                self._uncount(r.path, name, mode & 0o170000 == 0o100000, size, blocks, mtime_ns, uid)
+            seen.add(key)
+        i.bulk.insert("entry", "symlink", self.window.buffer, offsets, ids, attrs)
+        if doubles:
+            i.conn.executemany(
+                "UPDATE entry SET counted = 0 WHERE dir_id = ? AND name = CAST(? AS TEXT)", doubles
+            )
+        if largest:
+            id_at = {r.offset: d.id for r, d in self.plain}
+            files = [(size, id_at[offset], name) for size, offset, name in largest]
+            self.ingest.largest.keep([f for f in files if f[1:] not in set(doubles)] if doubles else files)
+
+    def _uncount(
+        self, path: bytes, name: bytes, is_file: bool, size: int, blocks: int, mtime_ns: int, uid: int
+    ) -> None:
+        """Take one of several names of a file out of the totals; it stays an entry."""
+        self.totals.of(path).add(-is_file, 0, -size, -blocks * 512)
+        if is_file:
+            self.totals.tally_file(-1, name, size, blocks, mtime_ns, uid)
+
+    def _is_counted(self, key: tuple[int | None, int]) -> bool:
+        return (
+            self.ingest.conn.execute(
+                "SELECT 1 FROM entry JOIN dir ON dir.id = entry.dir_id "
+                "WHERE entry.counted = 1 AND entry.ino = ? AND dir.mount_id = ? AND dir.dev = ? LIMIT 1",
+                (key[1], self.ingest.mount_id, key[0]),
+            ).fetchone()
+            is not None
+        )
+
+    def _drop_incoming(self, d: Dir) -> None:
+        self.ingest.conn.execute("DELETE FROM temp.incoming WHERE dir_id = ?", (d.id,))
+        self.ingest.conn.execute("DELETE FROM temp.incoming_link WHERE dir_id = ?", (d.id,))
+
+    def _replace(self, path: bytes, d: Dir, whole: bool) -> None:
+        """Let what came in for a directory take the place of what was there."""
+        conn, one = self.ingest.conn, (d.id,)
+        both = (
+            "FROM temp.incoming AS n {} JOIN entry AS e ON e.dir_id = n.dir_id AND e.name = n.name "
+            "WHERE n.dir_id = ?"
+        )
+        (changed,) = conn.execute(
+            "SELECT count(*) "
+            + both.format("")
+            + " AND (n.attr_id, n.size, n.blocks, n.mtime_ns, n.ctime_ns, n.ino, n.nlink) "
+            "IS NOT (e.attr_id, e.size, e.blocks, e.mtime_ns, e.ctime_ns, e.ino, e.nlink)",
+            one,
+        ).fetchone()
+        (new,) = conn.execute(
+            "SELECT count(*) " + both.format("LEFT") + " AND e.name IS NULL", one
+        ).fetchone()
+        self.counts.changed += changed
+        self.counts.new += new
+        gone = "e.name NOT IN (SELECT name FROM temp.incoming WHERE dir_id = e.dir_id)"
+        if whole:
+            (count,) = conn.execute(
+                f"SELECT count(*) FROM entry AS e WHERE e.dir_id = ? AND {gone}", one
+            ).fetchone()
+            self.counts.gone += count
+        which = "" if whole else " AND e.name IN (SELECT name FROM temp.incoming WHERE dir_id = e.dir_id)"
+        self._subtract(path, d.id, d.dev, which)
+        conn.execute(f"DELETE FROM entry AS e WHERE e.dir_id = ?{which}", one)
+        conn.execute(f"DELETE FROM symlink AS e WHERE e.dir_id = ?{which}", one)
+        conn.execute("DELETE FROM largest WHERE mount_id = ? AND dir_id = ?", (self.ingest.mount_id, d.id))
+        largest: list[tuple[int, int, bytes]] = []
+        doubles: list[tuple[int, bytes]] = []
+        seen: set[int] = set()
+        for name, kind, size, blocks, mtime_ns, uid, ino, counted in conn.execute(
+            f"SELECT {_ROW} FROM temp.incoming AS e JOIN attr AS a ON a.id = e.attr_id WHERE e.dir_id = ?",
+            one,
+        ):
+            is_file = kind == "f"
+            self.totals.of(path).entries += 1
+            if size is None or kind == "d":
+                continue
+            if counted is not None:
+                if ino in seen or self._is_counted((d.dev, ino)):
+                    doubles.append((d.id, name))
+                    continue
+                seen.add(ino)
+            self.totals.of(path).add(is_file, 0, size, blocks * 512)
+            if is_file:
+                self.totals.tally_file(1, name, size, blocks, mtime_ns, uid)
+                largest.append((size, d.id, name))
+                if len(largest) > 4 * LARGEST:
+                    largest = sorted(largest, reverse=True)[:LARGEST]
+        conn.execute("INSERT INTO entry SELECT * FROM temp.incoming WHERE dir_id = ?", one)
+        conn.execute("INSERT INTO symlink SELECT * FROM temp.incoming_link WHERE dir_id = ?", one)
+        conn.executemany("UPDATE entry SET counted = 0 WHERE dir_id = ? AND name = CAST(? AS TEXT)", doubles)
+        self.ingest.largest.keep(largest)
+        self._drop_incoming(d)
+
+    def _remove_gone(self, path: bytes, d: Dir) -> bool:
+        """Remove the directories that a new listing has no more; False where there were none."""
+        rows = self.ingest.conn.execute(
+            "SELECT c.id, CAST(c.name AS BLOB) FROM dir AS c WHERE c.mount_id = ? AND c.parent_id = ? AND "
+            + NOT_LISTED,
+            (self.ingest.mount_id, d.id),
+        ).fetchall()
+        for child_id, name in rows:
+            self.remove_tree(path, child_id, name)
+        return bool(rows)
+
+    def _subtract(self, path: bytes, dir_id: int, dev: int | None, which: str = "") -> None:
+        """Take the entries of a directory out of all totals."""
+        total = self.totals.of(path)
+        for name, kind, size, blocks, mtime_ns, uid, ino, counted in self.ingest.conn.execute(
+            f"SELECT {_ROW} FROM entry AS e JOIN attr AS a ON a.id = e.attr_id WHERE e.dir_id = ?{which}",
+            (dir_id,),
+        ):
+            total.entries -= 1
+            if size is None or kind == "d" or counted == 0:
+                continue
+            if counted:
+                self.freed.add((dev, ino))
+            total.add(-(kind == "f"), 0, -size, -blocks * 512)
+            if kind == "f":
+                self.totals.tally_file(-1, name, size, blocks, mtime_ns, uid)
+
+    def remove_tree(self, parent: bytes, dir_id: int, name: bytes) -> None:
+        """Remove a directory that its parent does not hold any more, with everything below it.
+
+        Its own entry goes with its parent's. What is summed up of it must be written before. Nothing happens
+        where it went with another. Cost: the rows of the subtree.
+        """
+        i, conn = self.ingest, self.ingest.conn
+        top = parent + b"/" + name if parent else name
+        stack = [(dir_id, top)]
+        while stack:
+            this, path = stack.pop()
+            row = conn.execute("SELECT dev, own_blocks FROM dir WHERE id = ?", (this,)).fetchone()
+            if row is None:
+                return
+            dev, own_blocks = row
+            stack += [
+                (child, path + b"/" + n)
+                for child, n in conn.execute(
+                    "SELECT id, CAST(name AS BLOB) FROM dir WHERE mount_id = ? AND parent_id = ?",
+                    (i.mount_id, this),
+                )
+            ]
+            before = self.totals.of(parent).entries
+            self._subtract(parent, this, dev)  # the totals of what goes need no care, those above do
+            self.counts.gone += before - self.totals.of(parent).entries
+            self.totals.of(parent).disk_bytes -= own_blocks * 512
+            for table in ("entry", "symlink", "largest"):
+                conn.execute(f"DELETE FROM {table} WHERE dir_id = ?", (this,))
+            conn.execute("DELETE FROM dir WHERE id = ?", (this,))
+            i.cache.pop(path, None)
+
+    def _promote(self) -> None:
+        """Where the counted name of a file went, let another of its names count."""
+        i = self.ingest
+        for dev, ino in self.freed:
+            if self._is_counted((dev, ino)):
+                continue
+            row = i.conn.execute(
+                f"SELECT e.dir_id, {_ROW} FROM entry AS e "
+                "JOIN dir ON dir.id = e.dir_id JOIN attr AS a ON a.id = e.attr_id "
+                "WHERE e.counted = 0 AND e.ino = ? AND dir.mount_id = ? AND dir.dev IS ? LIMIT 1",
+                (ino, i.mount_id, dev),
+            ).fetchone()
+            if row is None:
+                continue
+            dir_id, name, kind, size, blocks, mtime_ns, uid, _, _ = row
+            i.conn.execute(
+                "UPDATE entry SET counted = 1 WHERE dir_id = ? AND name = CAST(? AS TEXT)", (dir_id, name)
+            )
+            self.totals.of(i.path_of(dir_id)).add(kind == "f", 0, size, blocks * 512)
+            if kind == "f":
+                self.totals.tally_file(1, name, size, blocks, mtime_ns, uid)
+                self.ingest.largest.keep([(size, dir_id, name)])
+
+    # -- totals -----------------------------------------------------------------------------------------
+
+    def _write_dirs(self) -> None:
+        """Carry every sum up to the mount, and write new and changed rows of directories."""
+        conn, cache = self.ingest.conn, self.ingest.cache
+        sums = self.totals.carried_up()
+        totals = {}
+        for path, s in sums.items():
+            d = cache.get(path) or self.ingest.find(path)
+            assert d is not None, path
+            totals[d.id] = (s.files, s.entries, s.bytes, s.disk_bytes)
+        self._write_rows(totals)
+        conn.executemany(
+            "UPDATE dir SET files = files + ?, entries = entries + ?, bytes = bytes + ?, "
+            "disk_bytes = disk_bytes + ? WHERE id = ?",
+            [(*s, id_) for id_, s in totals.items() if any(s)],
+        )
+
+    def _write_rows(self, totals: dict[int, tuple[int, int, int, int]]) -> None:
+        """Write the rows of new and changed directories; takes what it uses of the totals out of them."""
+        conn, none = self.ingest.conn, (0, 0, 0, 0)
+        conn.executemany(
+            "INSERT INTO dir (id, mount_id, parent_id, name, state, reason, scan_id, dev, digest, "
+            "own_entries, own_dirs, own_blocks, files, entries, bytes, disk_bytes) "
+            "VALUES (?, ?, ?, CAST(? AS TEXT), ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            [
+                (id_, self.ingest.mount_id, row.parent_id, row.name, *row.values, *totals.pop(id_, none))
+                for id_, row in self.rows.items()
+            ],
+        )
+        conn.executemany(
+            "UPDATE dir SET state = ?, reason = ?, scan_id = ?, dev = ?, digest = ?, "
+            "own_entries = ifnull(?, own_entries), own_dirs = ifnull(?, own_dirs), own_blocks = ? "
+            "WHERE id = ?",
+            self.updates,
+        )
+        self.rows, self.updates = {}, []
+

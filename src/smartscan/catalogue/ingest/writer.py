@@ -1,0 +1,241 @@
+"""The one writer of a mount's entries.
+
+Touches: the catalogue, shards in attempt folders.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+
+from smartscan import shard as shards
+from smartscan.catalogue.bulk import UNKNOWN_MODE, Bulk
+from smartscan.catalogue.ingest.largest import Largest
+from smartscan.catalogue.ingest.state import LEFT_OUT, STATES, Counts, Dir, Large
+from smartscan.catalogue.ingest.window import NOT_LISTED, Intake
+from smartscan.catalogue.open import transaction
+from smartscan.codec import codec
+from smartscan.model import DirState, Op, Root, Scope, show
+from smartscan.shard import Record, Window
+
+CACHE_DIRS = 200_000  # directories remembered between shards, some 50 MB; others are looked up again
+_TYPES = {
+    0o100000: "f",
+    0o040000: "d",
+    0o120000: "l",
+    0o010000: "p",
+    0o140000: "s",
+    0o020000: "c",
+    0o060000: "b",
+}
+
+# What a changed directory holds now, until it has replaced what it held.
+_INCOMING = """
+CREATE TEMP TABLE IF NOT EXISTS incoming (
+    dir_id INTEGER NOT NULL, name TEXT NOT NULL, attr_id INTEGER NOT NULL, size INTEGER, blocks INTEGER,
+    mtime_ns INTEGER, ctime_ns INTEGER, ino INTEGER, nlink INTEGER, counted INTEGER,
+    PRIMARY KEY (dir_id, name)) WITHOUT ROWID;
+CREATE TEMP TABLE IF NOT EXISTS incoming_link (
+    dir_id INTEGER NOT NULL, name TEXT NOT NULL, target TEXT NOT NULL,
+    PRIMARY KEY (dir_id, name)) WITHOUT ROWID;
+"""
+
+
+def conn_path(conn: sqlite3.Connection, mount_id: int) -> str:
+    """Give a mount's path for a message."""
+    row = conn.execute("SELECT CAST(path AS BLOB) FROM mount WHERE id = ?", (mount_id,)).fetchone()
+    return show(row[0]) if row else "the share"
+
+
+class Ingest:
+    """The one writer of a mount's entries during one scan."""
+
+    def __init__(self, bulk: Bulk, mount_id: int, scan_id: int, *, rescan: bool) -> None:
+        self.conn, self.bulk = bulk.conn, bulk
+        self.mount_id, self.scan_id, self.rescan = mount_id, scan_id, rescan
+        self.cache: dict[bytes, Dir] = {}
+        self.attrs: dict[tuple[int, int, int], int] = {}
+        self.larges: dict[int, Large] = {}
+        self.largest = Largest(self.conn, mount_id)
+        self.share = conn_path(self.conn, mount_id)
+        self.conn.executescript(_INCOMING)
+
+    def shard(self, chunk_id: int, attempt: int, path: Path, at: float) -> Counts | None:
+        """Take one shard in; None where it was in already. ShardError: damaged, nothing was changed.
+
+        `at` is the time to note, Unix seconds.
+        """
+        counts = Counts()
+        try:
+            with transaction(self.conn):
+                if self.conn.execute(
+                    "SELECT 1 FROM shard WHERE chunk_id = ? AND attempt = ? AND name = ?",
+                    (chunk_id, attempt, path.name),
+                ).fetchone():
+                    return None
+                for window in shards.windows(path):
+                    Intake(self, window, counts, at).take()
+                self.conn.execute(
+                    "INSERT INTO shard VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    (chunk_id, attempt, path.name, counts.entries, counts.dirs, counts.bytes, at),
+                )
+                self._count(chunk_id, counts)
+        except BaseException:
+            self.forget()  # it may name rows that were taken back
+            raise
+        if len(self.cache) > CACHE_DIRS:
+            self.cache.clear()
+        return counts
+
+    def decide(
+        self, path: bytes, state: DirState, reason: str, at: float, *, err: int = 0, op: Op = Op.OPEN
+    ) -> None:
+        """Note the state of a directory that no worker could or should visit; within a transaction."""
+        data = shards.record(shards.KIND_DIR, path, state=STATES.index(state), err=err, op=op, reason=reason)
+        records, attrs, _ = codec.index(data, False)
+        counts = Counts()
+        Intake(
+            self, Window(data, [Record._make(r) for r in records], attrs), counts, at, problems=False
+        ).take()
+
+    def forget(self) -> None:
+        """Drop what is remembered of rows; after a rollback."""
+        self.cache.clear()
+        self.attrs.clear()
+        self.larges.clear()
+        self.largest.forget()
+
+    def sweep(self) -> None:
+        """Remove directories that are in no listing of this scan: they went between the visits to them and to
+        the one above, or that one is left out now. Within a transaction. Cost: one look per directory.
+        """
+        rows = self.conn.execute(
+            "SELECT c.id, c.parent_id, CAST(c.name AS BLOB) FROM dir AS c JOIN dir AS p "
+            "ON p.id = c.parent_id "
+            f"WHERE c.mount_id = ? AND p.scan_id = ? AND p.state IN (?, ?, ?) AND {NOT_LISTED}",
+            (self.mount_id, self.scan_id, DirState.LISTED, *LEFT_OUT),
+        ).fetchall()
+        nothing = Intake(self, Window(b"", [], []), Counts(), 0.0)
+        for dir_id, parent_id, name in rows:
+            nothing.remove_tree(self.path_of(parent_id), dir_id, name)
+        nothing.settle()
+        self._count_difference(nothing.counts)
+
+    def _count(self, chunk_id: int, c: Counts) -> None:
+        totals = (c.entries, c.dirs, c.bytes, c.disk_bytes)
+        self.conn.execute(
+            "UPDATE chunk SET entries = entries + ?, dirs = dirs + ?, bytes = bytes + ?, "
+            "disk_bytes = disk_bytes + ? WHERE id = ?",
+            (*totals, chunk_id),
+        )
+        self.conn.execute(
+            "UPDATE scan SET entries = entries + ?, dirs = dirs + ?, bytes = bytes + ?, "
+            "disk_bytes = disk_bytes + ? WHERE id = ?",
+            (*totals, self.scan_id),
+        )
+        self._count_difference(c)
+
+    def _count_difference(self, c: Counts) -> None:
+        if self.rescan:
+            self.conn.execute(
+                "UPDATE scan SET entries_new = ifnull(entries_new, 0) + ?, "
+                "entries_changed = ifnull(entries_changed, 0) + ?, "
+                "entries_gone = ifnull(entries_gone, 0) + ? WHERE id = ?",
+                (c.new, c.changed, c.gone, self.scan_id),
+            )
+
+    def find(self, path: bytes) -> Dir | None:
+        """Look a directory up; None where it has no row. Cost: one query per component not in the cache."""
+        hit = self.cache.get(path)
+        if hit:
+            return hit
+        sql = (
+            "SELECT id, state, scan_id, digest, dev, own_blocks, own_entries FROM dir WHERE mount_id = ? AND "
+        )
+        if path:
+            above, _, name = path.rpartition(b"/")
+            parent = self.find(above)
+            if parent is None or parent.fresh:
+                return None
+            row = self.conn.execute(
+                sql + "parent_id = ? AND name = CAST(? AS TEXT)", (self.mount_id, parent.id, name)
+            ).fetchone()
+        else:
+            row = self.conn.execute(sql + "parent_id IS NULL", (self.mount_id,)).fetchone()
+        if row is None:
+            return None
+        dir_id, state, scan_id, digest, dev, own_blocks, own_entries = row
+        listed = digest is not None or own_entries > 0
+        found = self.cache[path] = Dir(dir_id, state, scan_id, digest, dev, own_blocks, listed)
+        return found
+
+    def known(self, root: Root) -> bytes:
+        """Give what a worker needs to recognise unchanged directories at and below a root: pairs of uint64
+        hash of the path and int64 digest. Remembers the rows, which the worker's records will ask for.
+
+        Cost: one row per directory.
+        """
+        top = self.find(root.path)
+        if top is None:
+            return b""
+        below = (
+            ""
+            if root.scope is Scope.FILES
+            else (
+                " UNION ALL SELECT dir.id, "
+                "CASE tree.path WHEN '' THEN dir.name ELSE tree.path || '/' || dir.name END "
+                "FROM tree JOIN dir ON dir.mount_id = ?3 AND dir.parent_id = tree.id"
+            )
+        )
+        rows = self.conn.execute(
+            f"WITH RECURSIVE tree(id, path) AS (SELECT ?1, CAST(?2 AS TEXT){below}) "
+            "SELECT CAST(tree.path AS BLOB), dir.id, state, scan_id, digest, dev, own_blocks, own_entries "
+            "FROM tree JOIN dir ON dir.id = tree.id AND dir.mount_id = ?3",
+            (top.id, root.path, self.mount_id),
+        )
+        pair, xxh64, cache = struct.Struct("<Qq").pack, codec.xxh64, self.cache
+        pairs = []
+        for path, dir_id, state, scan_id, digest, dev, own_blocks, own_entries in rows:
+            if digest is not None:
+                pairs.append(pair(xxh64(path), digest))
+            if path not in cache and len(cache) < CACHE_DIRS:
+                cache[path] = Dir(
+                    dir_id, state, scan_id, digest, dev, own_blocks, digest is not None or own_entries > 0
+                )
+        return b"".join(pairs)
+
+    def path_of(self, dir_id: int) -> bytes:
+        """Give the path of a directory by climbing its parents."""
+        names: list[bytes] = []
+        while True:
+            row = self.conn.execute(
+                "SELECT parent_id, CAST(name AS BLOB) FROM dir WHERE id = ?", (dir_id,)
+            ).fetchone()
+            if row is None or row[0] is None:
+                return b"/".join(reversed(names))
+            names.append(row[1])
+            dir_id = row[0]
+
+    def attr_ids(self, attrs: Iterable[tuple[int, int, int]]) -> bytes:
+        """Give the numbers of (mode, uid, gid) as the bulk insert wants them, making rows where needed."""
+        packed = []
+        for key in attrs:
+            number = self.attrs.get(key)
+            if number is None:
+                number = self.attrs[key] = self._attr_id(*key)
+            packed.append(struct.pack("<IIIIq", *key, 0, number))
+        return b"".join(packed)
+
+    def _attr_id(self, mode: int, uid: int, gid: int) -> int:
+        kind = _TYPES.get(mode & 0o170000, "?")
+        values = (kind, None, None, None) if mode & UNKNOWN_MODE else (kind, mode & 0o7777, uid, gid)
+        row = self.conn.execute(
+            "SELECT id FROM attr WHERE type IS ? AND mode IS ? AND uid IS ? AND gid IS ?", values
+        ).fetchone()
+        if row is None:
+            row = self.conn.execute(
+                "INSERT INTO attr (type, mode, uid, gid) VALUES (?, ?, ?, ?) RETURNING id", values
+            ).fetchone()
+        return int(row[0])
