@@ -44,8 +44,8 @@ def command(
     """Measure the share at MOUNT_PATH and show the chunks that a scan would make of it, the largest first.
 
     A directory within the limit is one chunk; one above it is cut into its subdirectories and a chunk for
-    the files directly
-    in it; small ones are packed together. Sizes are disk bytes as du(1) counts them, hard links once.
+    the files directly in it; small ones are packed together. Sizes are disk bytes as du(1) counts them, hard
+    links once.
     """
     from smartscan import run
     from smartscan.run.scan import planned
@@ -103,7 +103,7 @@ def command(
         [
             Table(
                 "Chunks, largest first (/* = only the files directly in it)",
-                ("Chunk", "On disk", "Entries", "Roots"),
+                (">Chunk", ">On disk", ">Entries", "Roots"),
                 rows,
                 "",
             ),
