@@ -59,12 +59,13 @@ def page(found: Summary) -> Page:
     mount = scan.mount
     took_s = None if scan.ended_at is None else scan.ended_at - scan.started_at
     incomplete = scan.state is not ScanState.COMPLETE
+    dirs = certificate["dirs"]["found"] if certificate else scan.dirs  # a retry visits some a second time
     title = f"{mount.name} ({words.full(mount, b'')}), scan {scan.id}: {scan.state}"
     blocks: list[Line | Facts | Table] = [
         Line(title, _tone(scan.state)),
         Facts([
             ("Files", units.at_least(units.count(found.totals.files), incomplete)),
-            ("Directories", units.at_least(units.count(scan.dirs), incomplete)),
+            ("Directories", units.at_least(units.count(dirs), incomplete)),
             ("Size", size_words(found.totals, incomplete)),
             ("Time", _time_words(scan, took_s)),
             ("Chunks", chunk_words(found.chunks)),
