@@ -26,7 +26,7 @@ from smartscan.engine import Engine, Job, Status
 from smartscan.errors import CatalogueBusy, CatalogueFull, EngineError, MountError, ShardError
 from smartscan.model import Chunk, ChunkState, DirState, Op, Outcome, Progress, Root, Scope, show
 from smartscan.plan import MAX_ROOTS, pack
-from smartscan.run.collect import Result, cause, read_progress, read_result, salvaged
+from smartscan.run.collect import Result, cause, read_progress, read_result, read_share_id, salvaged
 from smartscan.run.request import Glance, Request
 from smartscan.shard import leftover_files
 from smartscan.worker.orders import Orders
@@ -59,6 +59,7 @@ class Attempt:
     progress: Progress = field(default_factory=lambda: Progress(0))
     status: Status | None = None
     exited: bool = False
+    adopted: bool = False  # from an earlier controller
     ingested: set[str] = field(default_factory=set)  # files of its folder that were taken in
 
 
@@ -93,6 +94,7 @@ class Controller:
         self.share_id: tuple[int, int] | None = None
         self.ending: sup.Ending | None = None
         self.unreachable = ""
+        self.seen = False  # whether this run took in any directory
         self.error: MountError | None = None
         self.stops = 0  # Ctrl-C so far
         self.stops_seen = 0
@@ -112,10 +114,12 @@ class Controller:
     def adopt(self, chunk: Chunk, number: int, fails: int, worker_id: str, *, ended: bool) -> None:
         """Take over an attempt of an earlier controller; where its worker has ended, `run` collects it."""
         self.chunks[chunk.id] = chunk
+        folder, now = self.folder(chunk.id, number), time.time()
         self.attempts[chunk.id] = Attempt(
-            chunk, number, self.folder(chunk.id, number), worker_id, moved_at=time.time(), exited=ended
+            chunk, number, folder, worker_id, moved_at=now, exited=ended, adopted=True
         )
         self.tell(sup.Adopted(chunk.id, number, chunk.roots, chunk.est_bytes, chunk.est_entries, fails))
+
     def run(self) -> sup.Ending:
         """Go on until the supervisor ends."""
         for attempt in [a for a in self.attempts.values() if a.exited]:
@@ -140,7 +144,9 @@ class Controller:
         return self.ending
 
     def close(self) -> None:
-        """Let removals come to their end, but not for ever."""
+        """Let removals come to their end, but not for ever; what still runs is killed."""
+        for attempt in self.attempts.values():
+            self._remove(attempt, keep_folder=False, wait_s=REMOVE_S, kill=True)
         until = time.monotonic() + REMOVE_S
         self.pool.shutdown(wait=False)
         for thread in list(getattr(self.pool, "_threads", ())):
@@ -231,7 +237,8 @@ class Controller:
             case sup.Collect(chunk_id, number, hint):
                 after.append(lambda: self._collect(chunk_id, number, hint))
             case sup.Abandon(chunk_id, number):
-                self.event("given up", "it is not waited for any more; what it sealed is kept", chunk_id, number)
+                said = "it is not waited for any more; what it sealed is kept"
+                self.event("given up", said, chunk_id, number)
             case sup.Create(parent_id, roots, origin):
                 self._create(parent_id, roots, origin, events)
                 events.append(sup.Created(parent_id))
@@ -279,7 +286,12 @@ class Controller:
                 log.warning("%s: %s", attempt.folder, e)
 
     def _quarantine(self, chunk_id: int, reason: str) -> None:
-        """Give a chunk up for this scan; what it was to list is missing, and said so."""
+        """Give a chunk up for this scan; what it was to list is missing, and said so.
+
+        But nothing of that where the share could not even be opened: the scan is forgotten, or goes on later.
+        """
+        if self.unreachable and not self.seen:
+            return
         ledger.set_chunk(self.conn, chunk_id, ChunkState.QUARANTINED, time.time())
         self.event("quarantined", f"given up for this scan: {reason}", chunk_id)
         self.finished["quarantined"] += 1
@@ -397,8 +409,7 @@ class Controller:
                 share_id=self.share_id,
             ).write(folder)
         except OSError as e:
-            full = directory.explained(e, folder.parent)
-            self.tell(sup.StartFailed(chunk_id, number, str(full)))
+            self._not_started(attempt, str(directory.explained(e, folder.parent)))
             return
         job = Job(
             self.scan_id,
@@ -414,15 +425,31 @@ class Controller:
             try:
                 worker_id = self.engine.start(job)
             except EngineError as e:
-                return lambda e=e: self.tell(sup.StartFailed(chunk_id, number, str(e)))  # type: ignore[misc]
+                return lambda e=e: self._not_started(attempt, str(e))  # type: ignore[misc]
             except MountError as e:
                 return lambda e=e: self._no_share(attempt, str(e))  # type: ignore[misc]
             return lambda: self._started(attempt, worker_id)
 
         self._ask(call)
 
+    def _not_started(self, attempt: Attempt, message: str) -> None:
+        chunk_id, number = attempt.chunk.id, attempt.number
+
+        def write() -> None:
+            now = time.time()
+            ledger.end_attempt(self.conn, chunk_id, number, Outcome.FAILED, now, log_tail=message)
+
+        self._persist(write)
+        if self.attempts.get(chunk_id) is attempt:
+            del self.attempts[chunk_id]
+        shutil.rmtree(attempt.folder, ignore_errors=True)
+        self.tell(sup.StartFailed(chunk_id, number, message))
+
     def _started(self, attempt: Attempt, worker_id: str) -> None:
         attempt.worker_id = worker_id
+        if self.attempts.get(attempt.chunk.id) is not attempt:  # so late that another attempt was made
+            self._remove(attempt, keep_folder=False, wait_s=REMOVE_S, kill=True)
+            return
         self._persist(lambda: ledger.set_worker(self.conn, attempt.chunk.id, attempt.number, worker_id))
         self.tell(sup.Started(attempt.chunk.id, attempt.number))
 
@@ -437,12 +464,14 @@ class Controller:
 
         self._ask(call)
 
-    def _remove(self, attempt: Attempt, keep_folder: bool, wait_s: float) -> None:
-        """See an ended worker off in the background."""
+    def _remove(self, attempt: Attempt, *, keep_folder: bool, wait_s: float, kill: bool = False) -> None:
+        """See an ended worker off in the background; with `kill` one that may run."""
 
         def call() -> Callable[[], None]:
             until = time.monotonic() + wait_s
             gone = not attempt.worker_id
+            if kill and not gone:
+                self.engine.kill(attempt.worker_id)
             while not gone and time.monotonic() < until:
                 gone = self.engine.remove(attempt.worker_id)
                 if not gone:
@@ -457,16 +486,13 @@ class Controller:
 
     def _left_behind(self, attempt: Attempt) -> None:
         """Note a worker that does not go: it waits in the kernel for storage that does not answer."""
-        self.abandoned.append({"worker_id": attempt.worker_id, "chunk": attempt.chunk.id, "attempt": attempt.number})
-        self._persist(
-            lambda: self.event(
-                "abandoned",
-                f"its worker {attempt.worker_id} cannot be killed: it waits for storage that does not answer, and "
-                "ends when that does",
-                attempt.chunk.id,
-                attempt.number,
-            )
+        chunk_id, number = attempt.chunk.id, attempt.number
+        self.abandoned.append({"worker_id": attempt.worker_id, "chunk": chunk_id, "attempt": number})
+        said = (
+            f"its worker {attempt.worker_id} cannot be killed: it waits for storage that does not answer, "
+            "and ends when that does"
         )
+        self._persist(lambda: self.event("abandoned", said, chunk_id, number))
 
     # -- attempts -----------------------------------------------------------------------------------------
 
@@ -485,7 +511,10 @@ class Controller:
             if result is not None and result.outcome in (Outcome.SEALED, Outcome.CANCELLED):
                 self._over(attempt, result)
                 return True
-        for name in sorted(n for n in names if n.endswith(".shard") and n not in attempt.ingested):
+        shards = sorted(n for n in names if n.endswith(".shard") and n not in attempt.ingested)
+        if shards:
+            self._recognise(attempt)
+        for name in shards:
             acted |= self._ingest(attempt, name)
         if any(n.startswith("leftover-") and n.endswith(".json") for n in names):
             acted |= self._given(attempt)
@@ -541,11 +570,19 @@ class Controller:
             attempt.progress = p
             self.tell(sup.Progressed(attempt.chunk.id, attempt.number, p.beat, p.entries))
 
+    def _recognise(self, attempt: Attempt) -> None:
+        """Learn which directory the share is, before rows of it come in."""
+        if self.share_id is None and (found := read_share_id(attempt.folder)):
+            self._persist(lambda: self.ingest.mounted(found[0]))
+            self.share_id = found
+
     def _ingest(self, attempt: Attempt, name: str) -> bool:
         """Take a shard in; False where it is damaged. The file stays until the attempt is collected."""
         path = attempt.folder / name
+        number, now = attempt.number, time.time()
         try:
-            self._patiently(lambda: self.ingest.shard(attempt.chunk.id, attempt.number, path, time.time()))
+            counts = self._patiently(lambda: self.ingest.shard(attempt.chunk.id, number, path, now))
+            self.seen |= counts is not None and counts.dirs > 0
         except ShardError as e:
             log.warning("chunk %d: shard refused: %s", attempt.chunk.id, e)
             with contextlib.suppress(OSError):
@@ -589,17 +626,16 @@ class Controller:
         attempt.exited = True
         roots, stall_s = attempt.chunk.roots, self.request.limits.stall_s
         status = attempt.status or Status("unknown")
+        self._recognise(attempt)
         self._given(attempt)
         result = None if hint is Outcome.LOST else read_result(attempt.folder)
         if result is None:
-            oom = Outcome.OOM if status.oom else Outcome.FAILED
-            result = salvaged(
-                attempt.folder,
-                roots,
-                hint or oom,
-                stall_s=stall_s,
-                message=status.log_tail.strip().rpartition("\n")[2],
-            )
+            ended, message = Outcome.FAILED, status.log_tail.strip().rpartition("\n")[2]
+            if status.oom:
+                ended = Outcome.OOM
+            elif attempt.adopted and status.exit_code is None:  # no fault of the chunk
+                ended, message = Outcome.CANCELLED, "its controller had ended"
+            result = salvaged(attempt.folder, roots, hint or ended, stall_s=stall_s, message=message)
         elif result.outcome is Outcome.FAILED and status.oom:
             result = replace(result, outcome=Outcome.OOM)
         new = [name for name in result.shards if name not in attempt.ingested]
@@ -618,7 +654,6 @@ class Controller:
             self.fs_type, self.source = result.fs_type, result.source
         new_stuck = self._stuck(result)
         self.fs = result.fs or self.fs
-        self.share_id = self.share_id or result.share_id
         (dirs,) = self.conn.execute(
             "SELECT ifnull(sum(dirs), 0) FROM shard WHERE chunk_id = ? AND attempt = ?", (chunk_id, number)
         ).fetchone()

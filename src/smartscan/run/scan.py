@@ -298,14 +298,14 @@ class _Scan:
 
     def _close(self, ending: sup.Ending) -> Report:
         c, now = self.controller, time.time()
-        nothing = not self.conn.execute("SELECT dirs FROM scan WHERE id = ?", (self.scan_id,)).fetchone()[0]
-        error = c.error or (MountError(c.unreachable) if c.unreachable and nothing else None)
+        error = c.error or (MountError(c.unreachable) if c.unreachable and not c.seen else None)
         if error:
             with opening.transaction(self.conn):
-                if self.new and nothing:
-                    self._forget()
-                else:
-                    ledger.end(self.conn, self.scan_id, ScanState.CANCELLED, None, mount_dead=True, at=now)
+                if self.new and not c.seen:
+                    ledger.forget_scan(self.conn, self.scan_id, self.mount_id)
+                else:  # found emptied, it does not go on: it may have taken directories for vanished
+                    state = ScanState.INCOMPLETE if c.error else ScanState.CANCELLED
+                    ledger.end(self.conn, self.scan_id, state, None, mount_dead=True, at=now)
             self._tidy()
             raise error
         certificate = None
@@ -331,13 +331,6 @@ class _Scan:
         return Report(
             self.scan_id, state, EXIT_MOUNT_DEAD if dead and state is ScanState.INCOMPLETE else status
         )
-
-    def _forget(self) -> None:
-        self.conn.execute(
-            "DELETE FROM dir WHERE mount_id = ? AND scan_id = ? AND entries = 0 AND state <> 'listed'",
-            (self.mount_id, self.scan_id),
-        )
-        ledger.forget_scan(self.conn, self.scan_id, self.mount_id)
 
     def _not_tried(self, path: bytes, retry_at: float | None, now: float) -> None:
         """A path that is left alone for now is missing from this scan, and it says why."""

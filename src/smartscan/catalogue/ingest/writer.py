@@ -5,6 +5,7 @@ Touches: the catalogue, shards in attempt folders.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import struct
 from collections.abc import Iterable
@@ -13,7 +14,7 @@ from pathlib import Path
 from smartscan import shard as shards
 from smartscan.catalogue.bulk import UNKNOWN_MODE, Bulk
 from smartscan.catalogue.ingest.largest import Largest
-from smartscan.catalogue.ingest.state import LEFT_OUT, STATES, Counts, Dir, Large
+from smartscan.catalogue.ingest.state import LEFT_OUT, STATES, Counts, Dir, Large, signed
 from smartscan.catalogue.ingest.window import NOT_LISTED, Intake
 from smartscan.catalogue.open import transaction
 from smartscan.codec import codec
@@ -106,6 +107,23 @@ class Ingest:
         self.attrs.clear()
         self.larges.clear()
         self.largest.forget()
+
+    def mounted(self, st_dev: int) -> None:
+        """Note by which st_dev the share is known now: after a reboot it may be another one, and names of one
+        file are recognised by it. Within a transaction. Cost: one pass over the directories where it changed.
+        """
+        dev = signed(os.major(st_dev) << 32 | os.minor(st_dev))
+        row = self.conn.execute(
+            "SELECT dev FROM dir WHERE mount_id = ? AND parent_id IS NULL", (self.mount_id,)
+        ).fetchone()
+        if row is None or row[0] in (None, dev):
+            return
+        # Another file system may have had that number; its directories get a new one when they are visited.
+        for old, new in ((dev, ~dev), (row[0], dev)):
+            self.conn.execute(
+                "UPDATE dir SET dev = ? WHERE mount_id = ? AND dev = ?", (new, self.mount_id, old)
+            )
+        self.forget()
 
     def sweep(self) -> None:
         """Remove directories that are in no listing of this scan: they went between the visits to them and to
