@@ -388,6 +388,18 @@ def test_avoided_paths_are_never_touched(tmp_path, door):
 
 
 @both
+def test_held_paths_are_named_and_not_entered(tmp_path, door):
+    build(tmp_path, {"a": {"f": 1, "d": {"x": 1}}, "b": {"x": 1}})
+    with opened(tmp_path, door) as walker:
+        for path in (b"a/d", b"b"):
+            walker.avoid(path, True)
+        seen = take_apart(b"".join(drive(walker, [Root(b"")])[0]))
+        assert seen.states == {b"": LISTED, b"a": LISTED}
+        assert {p for p, row in seen.entries.items() if row[0] & codec.UNKNOWN} == set()
+        assert take_apart(b"".join(drive(walker, [Root(b"b")])[0])).states == {b"b": LISTED}
+
+
+@both
 def test_stop_ends_a_call_at_the_next_directory(tmp_path, door):
     build(tmp_path, {"a": {}, "b": {}})
     with opened(tmp_path, door) as walker:

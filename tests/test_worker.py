@@ -377,7 +377,7 @@ def test_orders_that_nobody_wrote_are_refused(tmp_path, environment, text):
 def test_orders_are_read_as_they_were_written(tmp_path):
     roots = (Root(b"a\xfe", Scope.FILES), Root(b""))
     told = Orders(
-        b"/mnt/\xff", 1, 2, 3, roots, FAST, (b"*.x", b"\xff"), True, (b"s",), True, "nfs", (5, 6)
+        b"/mnt/\xff", 1, 2, 3, roots, FAST, (b"*.x", b"\xff"), True, (b"s",), (b"h",), True, "nfs", (5, 6)
     )
     told.write(tmp_path)
     assert Orders.read(tmp_path) == told

@@ -131,7 +131,7 @@ static inline size_t pad8(size_t n) { return (n + 7) & ~(size_t)7; }
 
 /* ---- Walker -------------------------------------------------------------------------------------- */
 
-typedef struct Path { struct Path *next; size_t len; char s[]; } Path;
+typedef struct Path { struct Path *next; size_t len; int held; char s[]; } Path;
 
 typedef struct {
     PyObject_HEAD
@@ -147,7 +147,7 @@ typedef struct {
     uint64_t *known;        /* open addressing: key, digest pairs of the last scan */
     size_t known_mask;
     pthread_mutex_t avoid_lock;
-    Path *avoid;            /* paths that are never touched again */
+    Path *avoid;            /* paths that are never touched again; held ones may be asked for a stat */
     volatile int avoiding;
 } Walker;
 
@@ -213,14 +213,14 @@ static void slot_path(Slot *s, const char *path, size_t len)
     memcpy(s->text, path, len);
 }
 
-static int avoided(Walker *w, const char *dir, size_t dlen, const char *name, size_t nlen)
+static int avoided(Walker *w, const char *dir, size_t dlen, const char *name, size_t nlen, int held)
 {
     if (!w->avoiding) return 0;
     size_t len = nlen ? (dlen ? dlen + 1 + nlen : nlen) : dlen;
     int hit = 0;
     pthread_mutex_lock(&w->avoid_lock);
     for (Path *p = w->avoid; p && !hit; p = p->next) {
-        if (p->len != len) continue;
+        if (p->len != len || (p->held && !held)) continue;
         if (!nlen) hit = !memcmp(p->s, dir, dlen);
         else if (!dlen) hit = !memcmp(p->s, name, nlen);
         else hit = !memcmp(p->s, dir, dlen) && p->s[dlen] == '/' && !memcmp(p->s + dlen + 1, name, nlen);
@@ -479,8 +479,8 @@ static void write_block(Batch *b, int fd, const Job *job, const St *self, int32_
         Ent *e = &b->ents[b->order[i]];
         St *st = &b->sts[b->order[i]];
         const char *name = b->names.p + e->off;
-        int failed = 0;
-        if (avoided(w, job->path, job->len, name, e->len))
+        int failed = 0, alone = avoided(w, job->path, job->len, name, e->len, 0);
+        if (alone)
             failed = ETIMEDOUT;
         else {
             slot_op(s, OP_STAT, name, e->len);
@@ -489,7 +489,7 @@ static void write_block(Batch *b, int fd, const Job *job, const St *self, int32_
         if (failed == ENOENT) { e->gone = 1; continue; }
         if (failed) {
             *st = (St){.mode = UNKNOWN | (uint32_t)DTTOIF(e->type)};
-            if (failed != ETIMEDOUT || !w->avoiding) error_at(b, job->path, job->len, name, e->len, OP_STAT, failed);
+            if (!alone) error_at(b, job->path, job->len, name, e->len, OP_STAT, failed);
             continue;
         }
         e->known = 1;
@@ -532,7 +532,7 @@ static void write_block(Batch *b, int fd, const Job *job, const St *self, int32_
         char *full = NULL;
         const char *reason = NULL;
         uint32_t sub_state = FOUND;
-        if (avoided(w, job->path, job->len, name, e->len)) continue; /* reported by who found it stuck */
+        if (avoided(w, job->path, job->len, name, e->len, 1)) continue; /* reported by who found it stuck */
         if ((rule = excluded(w, job->path, job->len, name, &b->failed))) { sub_state = EXCLUDED; reason = rule; }
         else if (e->known && w->one_fs && st->dev != w->root_dev) { sub_state = OTHER_MOUNT; reason = "--one-file-system"; }
         if (sub_state == FOUND) {
@@ -786,7 +786,7 @@ static PyObject *walker_walk(PyObject *self, PyObject *args)
         Job job = b.stack[--b.n_stack];
         St st;
         int32_t node = -1;
-        if (avoided(w, job.path, job.len, "", 0)) { free(job.path); continue; }
+        if (avoided(w, job.path, job.len, "", 0, 0)) { free(job.path); continue; }
         int fd = open_job(&b, &job, &st, &node);
         if (fd >= 0) {
             b.n_ents = 0; b.names.len = 0;
@@ -915,10 +915,12 @@ static PyObject *walker_avoid(PyObject *self, PyObject *args)
     Walker *w = (Walker *)self;
     const char *path;
     Py_ssize_t len;
-    if (!PyArg_ParseTuple(args, "y#:avoid", &path, &len)) return NULL;
+    int held = 0;
+    if (!PyArg_ParseTuple(args, "y#|p:avoid", &path, &len, &held)) return NULL;
     Path *p = malloc(sizeof *p + (size_t)len);
     if (!p) return PyErr_NoMemory();
     p->len = (size_t)len;
+    p->held = held;
     memcpy(p->s, path, (size_t)len);
     pthread_mutex_lock(&w->avoid_lock);
     p->next = w->avoid;
@@ -1001,7 +1003,7 @@ static PyMethodDef walker_methods[] = {
      "block of names, (job, fd, names, dev, ino, own_blocks): the caller goes on with read_names and stat_names."},
     {"read_names", walker_read_names, METH_VARARGS, "read_names(fd, path, slot) -> (names, n, end): end 1 at the end, -errno on an error."},
     {"stat_names", walker_stat_names, METH_VARARGS, "stat_names(job, fd, names, dev, ino, own_blocks, block, slot) -> (records, jobs, subdirectories of a FILES root)"},
-    {"avoid", walker_avoid, METH_VARARGS, "avoid(path): never touch this path again."},
+    {"avoid", walker_avoid, METH_VARARGS, "avoid(path, held=False): never touch this path again; one that is held is not entered."},
     {"stop", walker_stop, METH_NOARGS, "stop(): batches end at the next directory."},
     {NULL}};
 static PyType_Slot walker_slots[] = {{Py_tp_new, walker_new}, {Py_tp_dealloc, walker_dealloc}, {Py_tp_methods, walker_methods},

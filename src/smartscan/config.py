@@ -40,8 +40,9 @@ THREADS = LIMITS.threads
 MAX_CONTAINERS = 8
 CPUS = 12.0
 MEMORY = "12g"
-# Abandoned readers, which hang and cannot be killed. So many on one mount: it is the mount that is dead.
-STUCK_BUDGET = 32
+# Workers that hang and cannot be killed, each with up to 40 stuck places. So many on one mount, and it is the
+# mount that is dead: twice what runs at a time, so that one bad moment of all of them is not the end.
+GIVE_UP = 16
 
 WORKER_IMAGE = "nas-scanner-hp:latest"
 CONTROLLER_IMAGE = "nas-scanner-smart:latest"
@@ -103,6 +104,8 @@ SETTINGS = (
     Setting("threads", int, f"{THREADS}", "Directories one worker reads at the same time.", "--threads"),
     Setting("stall-after", float, f"{STALL_S:g}", "Seconds without progress that make a path stuck.",
             "--stall-after"),
+    Setting("give-up", int, f"{GIVE_UP}", "Workers that may hang for ever before the mount counts as dead.",
+            "--give-up"),
     Setting("engine", str, "auto", "Who runs workers: docker, local, or docker where it answers (auto).",
             "--engine", choices=ENGINES),
     Setting("image", str, WORKER_IMAGE, "Image of the worker containers.", "--image"),

@@ -243,6 +243,19 @@ def is_root_elsewhere(conn: sqlite3.Connection, scan_id: int, path: bytes, chunk
     )
 
 
+def last_roots(conn: sqlite3.Connection, scan_id: int) -> list[bytes]:
+    """List what the plan of a scan keeps for its last chunk: what did not answer before."""
+    return [
+        path
+        for (path,) in conn.execute(
+            "SELECT CAST(root.path AS BLOB) FROM root JOIN chunk ON chunk.id = root.chunk_id "
+            "WHERE scan_id = ? AND origin = 'retry' AND state IN ('pending', 'running') "
+            "AND scope = 'subtree'",
+            (scan_id,),
+        )
+    ]
+
+
 def set_chunk(
     conn: sqlite3.Connection, chunk_id: int, state: ChunkState, at: float, *, fails: int | None = None
 ) -> None:
@@ -421,13 +434,26 @@ def dir_path(conn: sqlite3.Connection, dir_id: int) -> bytes:
 def undue(
     conn: sqlite3.Connection, mount_id: int, now: float, *, everything: bool = False
 ) -> list[tuple[bytes, str, float | None]]:
-    """List paths that did not answer and are not to be tried before a later time; with `everything`, all."""
+    """List paths that did not answer and are not to be tried before a later time; with `everything`, all.
+
+    The share itself is always tried.
+    """
     when = "" if everything else "AND retry_at > ?"
     return conn.execute(
         "SELECT CAST(path AS BLOB), op, retry_at FROM problem WHERE mount_id = ? AND cleared_at IS NULL AND "
-        f"retry_at IS NOT NULL {when}",
+        f"retry_at IS NOT NULL AND path <> '' {when}",
         (mount_id,) if everything else (mount_id, now),
     ).fetchall()
+
+
+def has_stat(conn: sqlite3.Connection, mount_id: int, path: bytes) -> bool:
+    """Whether the entry of a path says more than its name."""
+    above, _, name = path.rpartition(b"/")
+    row = conn.execute(
+        "SELECT size FROM entry WHERE dir_id = ? AND name = CAST(? AS TEXT)",
+        (dir_id_of(conn, mount_id, above), name),
+    ).fetchone()
+    return row is None or row[0] is not None
 
 
 def silent_directories(conn: sqlite3.Connection, mount_id: int, scan_id: int) -> list[bytes]:
@@ -447,6 +473,15 @@ def silent_directories(conn: sqlite3.Connection, mount_id: int, scan_id: int) ->
         if named and not is_decided(conn, mount_id, scan_id, path):
             found.append(path)
     return found
+
+
+def due_at_once(conn: sqlite3.Connection, mount_id: int, scan_id: int, at: float) -> None:
+    """Let the next scan try what did not answer in this one: where the mount is dead, no path is to blame."""
+    conn.execute(
+        "UPDATE problem SET retry_at = ? WHERE mount_id = ? AND scan_id = ? AND errno = ? "
+        "AND cleared_at IS NULL",
+        (at, mount_id, scan_id, ETIMEDOUT),
+    )
 
 
 def account(conn: sqlite3.Connection, mount_id: int, scan_id: int) -> tuple[dict[str, int], int]:

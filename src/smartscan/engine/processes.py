@@ -5,6 +5,7 @@ Touches: /proc. Reads `stat` and `environ` only: neither waits for a process tha
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -63,10 +64,19 @@ def lives(process: Process) -> bool:
 
 
 def environment(process: Process) -> dict[str, str]:
-    """Read a process's first environment; empty for another user's, a kernel thread's, a zombie's."""
+    """Read a process's first environment; empty for another user's, a kernel thread's, a zombie's.
+
+    A zombie with a thread that is stuck has one still, at that thread.
+    """
+    text = _environ(f"/proc/{process.pid}")
+    if not text and process.state in "ZX":
+        with contextlib.suppress(OSError):
+            text = next(filter(None, map(_environ, sorted(Path(f"/proc/{process.pid}/task").iterdir()))), b"")
+    return dict(os.fsdecode(pair).partition("=")[::2] for pair in text.split(b"\0") if b"=" in pair)
+
+
+def _environ(folder: str | Path) -> bytes:
     try:
-        with open(f"/proc/{process.pid}/environ", "rb") as file:
-            pairs = file.read().split(b"\0")
+        return Path(folder, "environ").read_bytes()
     except OSError:
-        return {}
-    return dict(os.fsdecode(pair).partition("=")[::2] for pair in pairs if b"=" in pair)
+        return b""

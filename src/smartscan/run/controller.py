@@ -76,12 +76,15 @@ class Controller:
         fs_type: str | None,
         avoid: Iterable[bytes] = (),
         settings: sup.Settings,
+        abandoned: list[dict[str, Any]] | None = None,
     ) -> None:
         self.request, self.engine, self.ingest, self.lock = request, engine, ingest, lock
         self.conn, self.scan_id, self.mount_id = ingest.conn, ingest.scan_id, ingest.mount_id
         self.fs_type, self.source = fs_type, ""
-        self.avoid = set(avoid)
-        self.supervisor = sup.Supervisor(settings)
+        self.avoid = set(avoid)  # did not answer in an earlier scan and are not due: left alone
+        self.held: set[bytes] = set()  # are due: tried in a chunk of their own, last of all
+        self.abandoned = abandoned or []  # workers that do not go, also of earlier scans
+        self.supervisor = sup.Supervisor(settings, abandoned=len(self.abandoned))
         self.settings = settings
         self.attempts: dict[int, Attempt] = {}
         self.chunks: dict[int, Chunk] = {}
@@ -101,7 +104,6 @@ class Controller:
         self.noted_at = 0.0
         self.paused: str | None = None
         self.expected: int | None = None
-        self.abandoned: list[dict[str, Any]] = []  # workers that do not go
         self.finished = {"done": 0, "quarantined": 0}
 
     # -- the loop ----------------------------------------------------------------------------------------
@@ -315,6 +317,8 @@ class Controller:
             packed = [roots]
         else:
             listed = {r.path for r in parent.roots if r.scope is Scope.FILES} if parent else set()
+            own = {r.path for r in parent.roots} if parent else set()
+            roots = tuple(r for r in roots if not self._left_alone(r.path, own))
             kept = [
                 r
                 for r in roots
@@ -361,11 +365,13 @@ class Controller:
         )
         return chunk
 
+    def _left_alone(self, path: bytes, own: set[bytes]) -> bool:
+        """Whether a path that a salvaged attempt named and did not list was not to be listed there."""
+        return path in self.stuck or (path in self.avoid | self.held and path not in own)
+
     def _held(self, path: bytes, parent_id: int) -> bool:
         return (
-            path in self.avoid
-            or path in self.stuck
-            or ledger.is_decided(self.conn, self.mount_id, self.scan_id, path)
+            ledger.is_decided(self.conn, self.mount_id, self.scan_id, path)
             or ledger.is_root_elsewhere(self.conn, self.scan_id, path, parent_id)
         )
 
@@ -404,6 +410,7 @@ class Controller:
                 patterns=self.request.patterns,
                 one_file_system=self.request.rules.one_file_system,
                 stuck=tuple(sorted((self.avoid | self.stuck) - own)),
+                held=tuple(sorted(self.held - own)),
                 known=bool(known),
                 fs_type=self.fs_type,
                 share_id=self.share_id,

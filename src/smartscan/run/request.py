@@ -40,6 +40,7 @@ class Request:
     rules: Rules = field(default_factory=Rules)
     resources: Resources = field(default_factory=lambda: Resources(config.CPUS, 12 << 30))
     max_containers: int = config.MAX_CONTAINERS
+    give_up: int = config.GIVE_UP
     engine: str = "auto"
     image: str = config.WORKER_IMAGE
     analyze: bool = False
@@ -81,6 +82,7 @@ class Request:
             "limits": asdict(self.limits),
             "resources": asdict(self.resources),
             "max_containers": self.max_containers,
+            "give_up": self.give_up,
             "patterns": [show(p) for p in self.rules.patterns],
             "system_dirs": self.rules.system_dirs,
             "system_dirs_version": config.SYSTEM_DIRS_VERSION,

@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -156,7 +157,10 @@ class _Scan:
         if not self.only_failed:
             self.avoid = ledger.undue(self.conn, self.mount_id, self.now)
         ingest = Ingest(self.bulk, self.mount_id, self.scan_id, rescan=self.rescan)
-        settings = sup.Settings(max_containers=request.max_containers, stall_s=request.limits.stall_s)
+        settings = sup.Settings(
+            max_containers=request.max_containers, stall_s=request.limits.stall_s, give_up=request.give_up
+        )
+        left_over = self._see_off()
         self.controller = Controller(
             request,
             self.engine,
@@ -165,6 +169,7 @@ class _Scan:
             fs_type=None if request.moved else self._fs_type(),
             avoid=(p for p, _, _ in self.avoid),
             settings=settings,
+            abandoned=left_over,
         )
         c = self.controller
         try:
@@ -175,6 +180,28 @@ class _Scan:
         finally:
             c.close()
         return self._close(ending)
+
+    def _see_off(self) -> list[dict[str, Any]]:
+        """End the workers that earlier scans of this mount left behind; gives those that do not end."""
+        mine = {(c.id, number) for c, number, _ in ledger.open_chunks(self.conn, self.scan_id)}
+        old = [
+            w
+            for w in self.engine.find(namespace(self.request.db))
+            if w.folder.parent.name == self.request.name and (w.chunk_id, w.attempt) not in mine
+        ]
+        if not old:
+            return []
+
+        def goes(worker: engines.Found) -> bool:
+            return self.engine.kill(worker.worker_id) and self.engine.remove(worker.worker_id)
+
+        with ThreadPoolExecutor(max_workers=len(old)) as pool:
+            gone = list(pool.map(goes, old))
+        return [
+            {"worker_id": w.worker_id, "chunk": w.chunk_id, "attempt": w.attempt}
+            for w, went in zip(old, gone, strict=True)
+            if not went
+        ]
 
     def _fs_type(self) -> str | None:
         return (
@@ -257,7 +284,7 @@ class _Scan:
                 ledger.event(
                     self.conn, self.scan_id, "created", "made by the plan", self.now, chunk_id=chunk.id
                 )
-        self.controller.avoid.update(due)  # not met by others on the way: their own chunk tries them
+        self.controller.held.update(due)  # not entered by others on the way: their own chunk tries them
         for chunk in made:
             self.controller.add(chunk)
 
@@ -276,6 +303,9 @@ class _Scan:
                     for p, op, _ in ledger.undue(self.conn, self.mount_id, self.now, everything=True)
                     if op == "stat"
                 }
+                stats |= {
+                    p.rpartition(b"/")[0] for p in paths if not ledger.has_stat(self.conn, self.mount_id, p)
+                }
                 for path in stats:
                     self.conn.execute(
                         "UPDATE dir SET state = 'found', scan_id = NULL, digest = NULL WHERE id = ?",
@@ -285,6 +315,8 @@ class _Scan:
                 if roots:
                     for some in pack(roots, parts=min(self.request.max_containers, len(roots))):
                         ledger.add_chunk(self.conn, self.scan_id, some, "retry", self.now)
+        else:
+            self.controller.held.update(ledger.last_roots(self.conn, self.scan_id))
         for chunk, number, fails in ledger.open_chunks(self.conn, self.scan_id):
             worker = found.get((chunk.id, number))
             if chunk.state is ChunkState.RUNNING:
@@ -322,6 +354,8 @@ class _Scan:
                 refill_largest(self.conn, self.mount_id)
                 state = ScanState.COMPLETE if certificate["complete"] else ScanState.INCOMPLETE
             dead = ending is sup.Ending.MOUNT_DEAD or b"" in c.stuck
+            if dead:
+                ledger.due_at_once(self.conn, self.mount_id, self.scan_id, now)
             ledger.end(self.conn, self.scan_id, state, certificate, mount_dead=dead, at=now)
             ledger.event(self.conn, self.scan_id, "ended", f"the scan is {state}", now)
         self._tidy()

@@ -255,11 +255,12 @@ class Walker:
         self.noatime = os.O_NOATIME
         self.has_openat2 = self._try_openat2()
         self.avoided: set[bytes] = set()
+        self.held: set[bytes] = set()
         self.stopped = False
 
-    def avoid(self, path: bytes) -> None:
-        """Never touch this path again."""
-        self.avoided.add(path)
+    def avoid(self, path: bytes, held: bool = False) -> None:
+        """Never touch this path again; one that is held is not entered, but its name gets its stat."""
+        (self.held if held else self.avoided).add(path)
 
     def stop(self) -> None:
         """End batches at the next directory."""
@@ -466,7 +467,8 @@ class Batch:
         found = []
         for name in sorted(names, key=lambda n: n.ino):  # on a disk that is the order of the inode tables
             failed, target = 0, b""
-            if self.walker.avoided and _join(job.path, name.name) in self.walker.avoided:
+            alone = bool(self.walker.avoided) and _join(job.path, name.name) in self.walker.avoided
+            if alone:
                 failed = errno.ETIMEDOUT
             else:
                 self.slot.op(STAT, name.name)
@@ -478,7 +480,7 @@ class Batch:
                 continue
             if failed:
                 st = Stat(0, 0, 0, 0, 0, 0, UNKNOWN | name.type << 12, 0, 0, -1)
-                if failed != errno.ETIMEDOUT or not self.walker.avoided:
+                if not alone:
                     self._error(_join(job.path, name.name), STAT, failed)
             elif st.mode & TYPE == SYMLINK:
                 self.slot.op(READLINK, name.name)
@@ -494,7 +496,7 @@ class Batch:
 
     def _subdirectory(self, job: Job, node: Node, name: bytes, st: Stat) -> None:
         path = _join(job.path, name)
-        if path in self.walker.avoided:
+        if path in self.walker.avoided or path in self.walker.held:
             return  # reported by who found it stuck
         own = st if not st.mode & UNKNOWN else None
         rule = self.walker.excluded(job.path, name)

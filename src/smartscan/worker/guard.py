@@ -106,8 +106,8 @@ class Guard:
             if now >= next_progress:
                 next_progress = now + PROGRESS_S
                 self._progress(now)
-                if self._hung(now):
-                    return "hung"
+            if self._hung(now):
+                return "hung"
 
     def _hear(self, message: dict[str, Any]) -> None:
         if "ready" in message:

@@ -28,6 +28,7 @@ class Orders:
     patterns: tuple[bytes, ...]
     one_file_system: bool
     stuck: tuple[bytes, ...] = ()
+    held: tuple[bytes, ...] = ()  # directories that another chunk enters, last of all
     known: bool = False
     fs_type: str | None = (
         None  # of the share, where the catalogue knows it; another one means that it is not mounted
@@ -50,6 +51,7 @@ class Orders:
                 "patterns_b64": [b64(p) for p in self.patterns],
                 "one_file_system": self.one_file_system,
                 "stuck_b64": [b64(p) for p in self.stuck],
+                "held_b64": [b64(p) for p in self.held],
                 "known": self.known,
                 "fs_type": self.fs_type,
                 "share_id": self.share_id,
@@ -75,6 +77,7 @@ class Orders:
                 patterns=tuple(unb64(p) for p in data["patterns_b64"]),
                 one_file_system=bool(data["one_file_system"]),
                 stuck=tuple(unb64(p) for p in data["stuck_b64"]),
+                held=tuple(unb64(p) for p in data["held_b64"]),
                 known=bool(data["known"]),
                 fs_type=data["fs_type"],
                 share_id=tuple(data["share_id"]) if data["share_id"] else None,

@@ -473,6 +473,8 @@ class Walker:
         )
         for path in self.orders.stuck:
             self.core.avoid(path)
+        for path in self.orders.held:
+            self.core.avoid(path, True)
         del known
         self.say(ready=share_id)
         self.queue.extend(job(r) for r in reversed(self.orders.roots))

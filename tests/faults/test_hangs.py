@@ -1,0 +1,183 @@
+"""Storage that does not answer: rows 1 to 7 and 11 of the matrix, with a mount that really hangs."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+
+import pytest
+from line import STALL_S, Line, until
+
+from fault_mount import FaultMount, fault_mount, hang, latency
+from trees import find_listing
+
+pytestmark = pytest.mark.fuse
+
+FOLDERS = 40
+TREE = {
+    **{f"d{n:02d}": {**{f"f{m}": m for m in range(6)}, "below": {"file": n}} for n in range(FOLDERS)},
+    "deep": {"er": {"est": {"file": 5}}},
+    "file": 1,
+}
+DIRS = 1 + 2 * FOLDERS + 3
+VERDICT_S = STALL_S + 2  # from the hang to the verdict
+REST_S = STALL_S + 20  # what a hang may add to a whole scan
+OPENDIR = ("opendir", "readdir")
+NO_CACHE = {"entry_cache_s": 0, "attr_cache_s": 0}
+
+
+def hung_at(share: FaultMount) -> float:
+    """Give the moment of the first request that was never answered."""
+    found = re.search(r"^([\d.]+) .* -> hang$", share._log.read_text(), re.MULTILINE)
+    assert found
+    return float(found[1])
+
+
+def verdict_s(line: Line, share: FaultMount) -> float:
+    """Give the time from the first hang to the first problem in the catalogue."""
+    ((first_at,),) = line.query("SELECT min(first_at) FROM problem WHERE errno = 110")
+    return float(first_at) - hung_at(share)
+
+
+def same_as_real(line: Line, without: tuple[bytes, ...] = ()) -> None:
+    """Compare with find(1) on what lies under the mount, but for what is missing below some directories."""
+    want = find_listing(line.real)
+    del want[b""]
+    want = {p: e for p, e in want.items() if not any(p.startswith(top + b"/") for top in without)}
+    have = line.listing()
+    assert have.keys() == want.keys()
+    for path, entry in want.items():
+        assert (path, have[path][:4]) == (path, entry[:4])  # the mount has a device of its own
+
+
+@pytest.mark.row(1)
+@pytest.mark.parametrize("op", ["opendir", "readdir", "lookup"])
+def test_a_directory_that_hangs_costs_its_subtree_and_nothing_else(line, figure, op):
+    line.build(TREE)
+    healthy = Line(line.folder / "healthy")
+    with fault_mount(line.real) as share:
+        healthy.db = healthy.data / "x.db"
+        undisturbed = healthy.scan(share.path, code=0)
+    with fault_mount(line.real, rules=[hang("d05", op)]) as share:
+        done = line.scan(share.path, code=3, abandoned=1)
+        assert share.asked(op, b"d05") == 1
+        figure("time from hang to verdict", verdict_s(line, share), "s", at_most=VERDICT_S)
+        longer_s = done.took_s - undisturbed.took_s
+        figure("whole scan, longer than undisturbed", longer_s, "s", at_most=REST_S)
+        share.end()
+        line.all_gone()
+    want = ("stat" if op == "lookup" else "open" if op == "opendir" else "readdir", 110)
+    assert line.problems() == {b"d05": want}
+    same_as_real(line, (b"d05",)) if op != "lookup" else None
+    lost = find_listing(line.real).keys() - {b""} - line.listing().keys()
+    figure("entries lost beside the directory's own", sum(not p.startswith(b"d05/") for p in lost), at_most=0)
+    ((cause,),) = line.query("SELECT cause FROM problem")
+    assert b"did not answer for 2 s" in cause
+
+
+@pytest.mark.row(2)
+def test_a_stat_that_hangs_costs_one_row(line, figure):
+    line.build(TREE)
+    with fault_mount(line.real, rules=[hang("d07/f4", "lookup")]) as share:
+        line.scan(share.path, code=3, abandoned=1)
+        figure("time from hang to verdict", verdict_s(line, share), "s", at_most=VERDICT_S)
+        assert share.asked("lookup", b"d07/f4") == 1
+        again = line.scan(share.path, code=3, abandoned=1)
+        assert share.asked("lookup", b"d07/f4") == 1, "the next scan leaves it alone until it is due"
+        assert again.data["entries_gone"] == 0
+        share.set()
+        line.retry(code=0)
+    have = line.listing()
+    assert have[b"d07/f4"].size == 4
+    lost = [p for p in find_listing(line.real).keys() - {b""} if p not in have]
+    figure("rows lost", len(lost) + 1, at_most=1)
+
+
+@pytest.mark.row(3)
+@pytest.mark.parametrize(
+    "rule",
+    [hang("*"), hang("", "opendir", "readdir"), hang("", "getattr")],
+    ids=["all", "its listing", "its stat"],
+)
+def test_a_share_whose_root_hangs_is_dead(line, figure, rule):
+    line.build(TREE)
+    with fault_mount(line.real, attr_cache_s=0, rules=[rule]) as share:
+        done = line.scan(share.path, code=4, abandoned=1)
+        assert "does not answer" in done.err or done.data["mount_dead"]
+        figure("time to the verdict", verdict_s(line, share), "s", at_most=VERDICT_S)
+        figure("whole scan", done.took_s, "s", at_most=REST_S)
+        share.set()
+        line.scan(share.path, code=0)  # what was deferred is tried at once when the share answers
+        line.all_gone()
+    same_as_real(line)
+
+
+@pytest.mark.row(3, 4)
+@pytest.mark.parametrize("frozen_s", [1.2, 8.0], ids=["shorter than the limit", "for longer"])
+def test_a_mount_that_freezes_in_the_middle_loses_nothing(line, figure, frozen_s):
+    line.build(TREE)
+    with fault_mount(line.real, rules=[latency(20)], **NO_CACHE) as share:
+        scanning = line.start(share.path, "--chunk-entries", 60, "--max-containers", 3)
+        until(lambda: share.asked("opendir"), lambda n: n > 20)
+        began = time.time()
+        share.daemon.send_signal(signal.SIGSTOP)
+        if frozen_s < STALL_S:
+            time.sleep(frozen_s)
+            share.daemon.send_signal(signal.SIGCONT)
+            line.finish(scanning, code=0)
+        else:
+            done = line.finish(scanning, code=4, abandoned=3)
+            ((dead_at,),) = line.query("SELECT min(at) FROM event WHERE kind = 'mount dead'")
+            figure("frozen mount called dead after", float(dead_at) - began, "s", at_most=2 * STALL_S + 4)
+            assert done.data["mount_dead"]
+            share.daemon.send_signal(signal.SIGCONT)
+            share.set()
+            line.scan(share.path, code=0)
+        line.all_gone()
+    same_as_real(line)
+    figure("rows missing or twice", 0)
+
+
+@pytest.mark.row(5)
+def test_more_stuck_places_than_the_budget(line, figure):
+    line.build(TREE)
+    stuck = [f"d{n:02d}" for n in range(28)]
+    with fault_mount(line.real, rules=[hang(name, "opendir") for name in stuck]) as share:
+        done = line.scan(share.path, "--chunk-entries", 60, code=3, abandoned=16, timeout_s=100)
+        figure("stuck directories isolated", done.dirs["timed out"], "of 28", at_least=28)
+        figure("siblings lost", DIRS - 28 - 28 - done.dirs["listed"], at_most=0)
+        figure("workers abandoned", len(done.data["certificate"]["abandoned"]), "of 16", at_most=16)
+        again = max(share.asked("opendir", os.fsencode(name)) for name in stuck) - 1
+        figure("readers that asked a stuck path again", again, at_most=0)
+        share.end()
+        line.all_gone()
+    same_as_real(line, tuple(map(os.fsencode, stuck)))
+
+
+@pytest.mark.row(6)
+def test_a_stuck_path_is_read_once(line, figure):
+    line.build(TREE)
+    words = ("--chunk-entries", 40, "--max-containers", 4)
+    with fault_mount(line.real, rules=[hang("d05/below", "opendir"), hang("d11", "readdir")]) as share:
+        line.scan(share.path, *words, code=3, abandoned=2)
+        asked = {p: share.asked(op, p) for p, op in ((b"d05/below", "opendir"), (b"d11", "readdir"))}
+        figure("requests for a stuck path in one scan", max(asked.values()), at_most=1)
+        line.scan(share.path, *words, code=3, abandoned=2)
+        assert share.asked("opendir", b"d05/below") == 1, "not due: not touched by the next scan either"
+        share.set(rules=[])
+        assert line.retry(code=0).dirs["timed out"] == 0
+        line.all_gone()
+    assert line.problems() == {}
+    same_as_real(line)
+
+
+@pytest.mark.row(7)
+def test_slow_is_not_stuck(line, figure):
+    line.build(TREE)
+    with fault_mount(line.real, rules=[latency(200)], **NO_CACHE) as share:
+        done = line.scan(share.path, "--threads", 16, code=0)
+        figure("false verdicts at 200 ms per operation", len(line.problems()), at_most=0)
+        figure("and the scan took", done.took_s, "s")
+    same_as_real(line)
