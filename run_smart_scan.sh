@@ -18,7 +18,7 @@ ANSWER_S=10 # an engine, or a healthy share, answers in less; a sleeping disk's 
 EXIT_FAILED=1 EXIT_USAGE=2 EXIT_MOUNT_DEAD=4 EXIT_NO_MOUNT=10 EXIT_NO_ENGINE=11 # as the program's own
 
 # Options of the program that are followed by a value: what follows them is no path to check.
-VALUE_OPTIONS=" --db --chunk-size --chunk-entries --max-containers --cpus --memory --threads --stall-after \
+VALUE_OPTIONS=" --db --chunk-size --chunk-entries --max-containers --cpus --memory --threads --stall-after --give-up \
 --engine --image --exclude "
 
 say() { printf 'run_smart_scan.sh: %s\n' "$*" >&2; }
