@@ -119,10 +119,13 @@ class Ingest:
         if row is None or row[0] in (None, dev):
             return
         # Another file system may have had that number; its directories get a new one when they are visited.
-        for old, new in ((dev, ~dev), (row[0], dev)):
-            self.conn.execute(
-                "UPDATE dir SET dev = ? WHERE mount_id = ? AND dev = ?", (new, self.mount_id, old)
-            )
+        self.conn.execute(
+            "UPDATE dir SET dev = ? WHERE mount_id = ? AND dev = ? AND scan_id IS NOT ?",
+            (~dev, self.mount_id, dev, self.scan_id),
+        )
+        self.conn.execute(
+            "UPDATE dir SET dev = ? WHERE mount_id = ? AND dev = ?", (dev, self.mount_id, row[0])
+        )
         self.forget()
 
     def sweep(self) -> None:
