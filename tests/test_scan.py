@@ -327,8 +327,7 @@ def test_a_stopped_scan_goes_on_with_the_same_command(share, db, tmp_path, numbe
     scanning = _start(share, db)
     until = time.monotonic() + 30
     while not (db.parent / "work").exists() and scanning.poll() is None and time.monotonic() < until:
-        time.sleep(0.02)  # a busy machine takes its time before the program listens to signals
-    time.sleep(0.2)
+        time.sleep(0.01)  # a busy machine takes its time before the program listens to signals
     scanning.send_signal(number)
     out, err = scanning.communicate(timeout=60)
     if scanning.returncode:  # else it was done before

@@ -6,11 +6,18 @@ Touches: the attempt's folder, the catalogue.
 from __future__ import annotations
 
 import json
+import sqlite3
+import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from smartscan.model import Op, Outcome, Progress, Reading, Root, WalkError, unb64
+from smartscan.catalogue import ledger
+from smartscan.catalogue.ingest import Ingest
+from smartscan.catalogue.problems import note_problem
+from smartscan.engine import Status
+from smartscan.model import DirState, Op, Outcome, Progress, Reading, Root, WalkError, unb64
 from smartscan.shard import leftover_files, salvage
 
 
@@ -135,6 +142,48 @@ def read_share_id(folder: Path) -> tuple[int, int] | None:
         except (OSError, ValueError, KeyError, TypeError):
             continue
     return None
+
+
+def summed_up(result: Result) -> str:
+    """Say in a sentence how an attempt ended."""
+    words = f"ended: {result.outcome}"
+    words += f"; {result.message}" if result.message else ""
+    words += f"; {_count(len(result.leftover), 'root')} left over" if result.leftover else ""
+    words += f"; {_count(len(result.stuck), 'path')} did not answer" if result.stuck else ""
+    return words
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def note_end(
+    conn: sqlite3.Connection, mount_id: int, chunk_id: int, number: int, result: Result, status: Status
+) -> None:
+    """Write down how an attempt ended; within a transaction."""
+    now = time.time()
+    tail = status.log_tail if result.outcome not in (Outcome.SEALED, Outcome.CANCELLED) else None
+    if result.fs_type:
+        ledger.set_storage(conn, mount_id, result.fs_type, result.source)
+    if result.totals:
+        ledger.progress(conn, chunk_id, number, result.totals, now, now)
+    ledger.end_attempt(
+        conn, chunk_id, number, result.outcome, now, exit_code=status.exit_code, log_tail=tail
+    )
+
+
+def note_stuck(ingest: Ingest, stuck: Iterable[Stuck], fs_type: str, source: str) -> None:
+    """Write down paths that did not answer, and what is likely behind them; within a transaction."""
+    now = time.time()
+    for s in stuck:
+        e = s.error
+        if not s.noted and e.op in (Op.OPEN, Op.READDIR):
+            ingest.decide(
+                e.path, DirState.TIMED_OUT, DirState.TIMED_OUT.value, now, err=e.errno, op=e.op
+            )
+        note_problem(
+            ingest.conn, ingest.mount_id, ingest.scan_id, e, now, cause=cause(e, fs_type, source)
+        )
 
 
 def cause(error: WalkError, fs_type: str, source: str) -> str:

@@ -1,18 +1,17 @@
 """The loop: looks at attempt folders and the engine, tells the supervisor, does what it says.
 
-Touches: the catalogue, attempt folders, the engine (on pool threads, so that nothing here waits for it).
+Touches: the catalogue, attempt folders; the engine through `workers`, which waits for it elsewhere.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import queue
 import shutil
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from errno import EIO, ETIMEDOUT
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,13 +20,22 @@ from smartscan.catalogue import directory, ledger
 from smartscan.catalogue.ingest import Ingest
 from smartscan.catalogue.lock import MountLock
 from smartscan.catalogue.open import transaction
-from smartscan.catalogue.problems import note_problem
 from smartscan.engine import Engine, Job, Status
 from smartscan.errors import CatalogueBusy, CatalogueFull, EngineError, MountError, ShardError
-from smartscan.model import Chunk, ChunkState, DirState, Op, Outcome, Progress, Root, Scope, show
-from smartscan.plan import MAX_ROOTS, pack
-from smartscan.run.collect import Result, cause, read_progress, read_result, read_share_id, salvaged
+from smartscan.model import Chunk, ChunkState, DirState, Outcome, Root, show
+from smartscan.run.chunks import ChunkMaker
+from smartscan.run.collect import (
+    Result,
+    note_end,
+    note_stuck,
+    read_progress,
+    read_result,
+    read_share_id,
+    salvaged,
+    summed_up,
+)
 from smartscan.run.request import Glance, Request
+from smartscan.run.workers import REMOVE_S, Attempt, Workers
 from smartscan.shard import leftover_files
 from smartscan.worker.orders import Orders
 
@@ -39,28 +47,7 @@ STATUS_S = 0.5  # between questions to the engine whether a worker lives
 NOTE_S = 1.0  # between writes of progress to the catalogue
 ROOM_S = 2.0  # between tries while the catalogue's disk is full
 ABANDONED_S = 1.0  # one that hangs in the kernel is not waited for; `cleanup` collects it
-REMOVE_S = 10.0  # how long an ended worker may take to be gone
-ROOTS_A_CHUNK = 64  # leftover roots that are worth a worker of their own; more workers are made by sharing
 EXIT_NO_SHARE = 10
-
-
-@dataclass(slots=True)
-class Attempt:
-    """A running attempt, as the controller knows it."""
-
-    chunk: Chunk
-    number: int
-    folder: Path
-    worker_id: str = ""
-    beat: int = 0
-    moved_at: float = 0.0
-    asked_at: float = 0.0
-    asking: bool = False
-    progress: Progress = field(default_factory=lambda: Progress(0))
-    status: Status | None = None
-    exited: bool = False
-    adopted: bool = False  # from an earlier controller
-    ingested: set[str] = field(default_factory=set)  # files of its folder that were taken in
 
 
 class Controller:
@@ -88,10 +75,8 @@ class Controller:
         self.settings = settings
         self.attempts: dict[int, Attempt] = {}
         self.chunks: dict[int, Chunk] = {}
-        self.answers: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self.pool = ThreadPoolExecutor(
-            max_workers=4 * request.max_containers + 4, thread_name_prefix="engine"
-        )
+        self.workers = Workers(engine, at_a_time=request.max_containers)
+        self.maker = ChunkMaker(ingest, at_a_time=request.max_containers, event=self.event)
         self.stuck: set[bytes] = set()  # b"" among them: the mount itself does not answer
         self.fs: dict[str, int] | None = None
         self.share_id: tuple[int, int] | None = None
@@ -131,10 +116,7 @@ class Controller:
             if self.stops > self.stops_seen:
                 self.stops_seen += 1
                 self.tell(sup.StopRequested())
-            busy = False
-            while not self.answers.empty():
-                self.answers.get()()
-                busy = True
+            busy = self.workers.hear()
             for attempt in list(self.attempts.values()):
                 busy |= self._look(attempt)
             self._note()
@@ -149,12 +131,9 @@ class Controller:
         """Let removals come to their end, but not for ever; what still runs is killed."""
         for attempt in self.attempts.values():
             self._remove(attempt, keep_folder=False, wait_s=REMOVE_S, kill=True)
-        until = time.monotonic() + REMOVE_S
-        self.pool.shutdown(wait=False)
-        for thread in list(getattr(self.pool, "_threads", ())):
-            thread.join(max(0.0, until - time.monotonic()))
-        while self.ending is not None and not self.answers.empty():
-            self.answers.get()()
+        self.workers.close()
+        if self.ending is not None:
+            self.workers.hear()
 
     def tell(self, event: sup.Event) -> None:
         """Tell the supervisor what happened, and do what it says; what belongs together commits together."""
@@ -269,13 +248,9 @@ class Controller:
                 after.append(lambda: self.request.say("Going on."))
             case sup.MountDead():
                 self.event("mount dead", "the mount does not answer any more; nothing is started on it")
+                said = f"The mount {show(self.request.path)} does not answer; its other chunks are deferred."
                 if not self.unreachable:
-                    after.append(
-                        lambda: self.request.say(
-                            f"The mount {show(self.request.path)} does not answer; its other chunks "
-                            "are deferred."
-                        )
-                    )
+                    after.append(lambda: self.request.say(said))
             case sup.End(ending):
                 self.ending = ending
 
@@ -301,91 +276,33 @@ class Controller:
         for root in chunk.roots if chunk else ():
             if not ledger.is_decided(self.conn, self.mount_id, self.scan_id, root.path):
                 dead = reason == sup.MOUNT_DEAD
-                self.ingest.decide(
-                    root.path,
-                    DirState.TIMED_OUT if dead else DirState.IO_ERROR,
-                    reason,
-                    time.time(),
-                    err=110 if dead else 5,
-                )
+                state, err = (DirState.TIMED_OUT, ETIMEDOUT) if dead else (DirState.IO_ERROR, EIO)
+                self.ingest.decide(root.path, state, reason, time.time(), err=err)
 
     def _create(
         self, parent_id: int, roots: tuple[Root, ...], origin: sup.Origin, events: list[sup.Event]
     ) -> None:
         parent = self.chunks.get(parent_id)
         if origin is sup.Origin.BISECT:
-            packed = [roots]
+            made = [self.maker.make(roots, origin.value, parent_id)]
         else:
-            listed = {r.path for r in parent.roots if r.scope is Scope.FILES} if parent else set()
             own = {r.path for r in parent.roots} if parent else set()
-            roots = tuple(r for r in roots if not self._left_alone(r.path, own))
-            kept = [
-                r
-                for r in roots
-                if not (
-                    listed
-                    and r.path.rpartition(b"/")[0] in listed
-                    and r.path
-                    and self._held(r.path, parent_id)
-                )
-            ]
-            parts = max(
-                -(-len(kept) // MAX_ROOTS), min(self.request.max_containers, -(-len(kept) // ROOTS_A_CHUNK))
+            made = self.maker.of_leftover(
+                [r for r in roots if not self._left_alone(r.path, own)], parent_id, parent
             )
-            packed = pack(kept, parts=parts) if kept else []
-        for some in packed:
-            chunk = self._new_chunk(some, origin.value, parent_id)
+        for chunk in made:
             self.chunks[chunk.id] = chunk
             events.append(sup.Added(chunk.id, chunk.roots, chunk.est_bytes, chunk.est_entries))
-
-    def _new_chunk(self, roots: tuple[Root, ...], origin: str, parent_id: int | None) -> Chunk:
-        sizes = (
-            [ledger.usage_of(self.conn, self.mount_id, r) for r in roots]
-            if self.ingest.rescan and len(roots) <= 1000
-            else [None]
-        )
-        known = [s for s in sizes if s is not None]
-        whole = len(known) == len(sizes)
-        chunk = ledger.add_chunk(
-            self.conn,
-            self.scan_id,
-            roots,
-            origin,
-            time.time(),
-            parent_id=parent_id,
-            est_bytes=sum(s[0] for s in known) if whole else None,
-            est_entries=sum(s[1] for s in known) if whole else None,
-        )
-        where = show(roots[0].path) or "the whole share"
-        more = f" and {len(roots) - 1} more" if len(roots) > 1 else ""
-        self.event(
-            "created",
-            f"made ({origin}) of {where}{more}" + (f", given back by chunk {parent_id}" if parent_id else ""),
-            chunk.id,
-        )
-        return chunk
 
     def _left_alone(self, path: bytes, own: set[bytes]) -> bool:
         """Whether a path that a salvaged attempt named and did not list was not to be listed there."""
         return path in self.stuck or (path in self.avoid | self.held and path not in own)
 
-    def _held(self, path: bytes, parent_id: int) -> bool:
-        return (
-            ledger.is_decided(self.conn, self.mount_id, self.scan_id, path)
-            or ledger.is_root_elsewhere(self.conn, self.scan_id, path, parent_id)
-        )
-
-    # -- the engine, on pool threads ----------------------------------------------------------------------
+    # -- workers ------------------------------------------------------------------------------------------
 
     def folder(self, chunk_id: int, number: int) -> Path:
         """Where an attempt works."""
         return self.request.work / f"{chunk_id}-{number}"
-
-    def _ask(self, call: Callable[[], Callable[[], None]]) -> None:
-        def asked() -> None:
-            self.answers.put(call())
-
-        self.pool.submit(asked)
 
     def _start(self, chunk_id: int, number: int) -> None:
         chunk = self.chunks[chunk_id]
@@ -418,26 +335,18 @@ class Controller:
         except OSError as e:
             self._not_started(attempt, str(directory.explained(e, folder.parent)))
             return
-        job = Job(
-            self.scan_id,
-            self.request.name,
-            chunk_id,
-            number,
-            self.request.path,
-            folder,
-            self.request.resources,
+        asked = self.request
+        job = Job(self.scan_id, asked.name, chunk_id, number, asked.path, folder, asked.resources)
+
+        def refused(error: EngineError | MountError) -> None:
+            if isinstance(error, MountError):
+                self._no_share(attempt, str(error))
+            else:
+                self._not_started(attempt, str(error))
+
+        self.workers.start(
+            job, started=lambda worker_id: self._started(attempt, worker_id), refused=refused
         )
-
-        def call() -> Callable[[], None]:
-            try:
-                worker_id = self.engine.start(job)
-            except EngineError as e:
-                return lambda e=e: self._not_started(attempt, str(e))  # type: ignore[misc]
-            except MountError as e:
-                return lambda e=e: self._no_share(attempt, str(e))  # type: ignore[misc]
-            return lambda: self._started(attempt, worker_id)
-
-        self._ask(call)
 
     def _not_started(self, attempt: Attempt, message: str) -> None:
         chunk_id, number = attempt.chunk.id, attempt.number
@@ -465,31 +374,13 @@ class Controller:
         if attempt is None or attempt.number != number or not attempt.worker_id:
             return
 
-        def call() -> Callable[[], None]:
-            gone = self.engine.kill(attempt.worker_id)
-            return lambda: self.tell(sup.KillReturned(chunk_id, number, gone))
-
-        self._ask(call)
+        self.workers.kill(
+            attempt.worker_id, lambda gone: self.tell(sup.KillReturned(chunk_id, number, gone))
+        )
 
     def _remove(self, attempt: Attempt, *, keep_folder: bool, wait_s: float, kill: bool = False) -> None:
-        """See an ended worker off in the background; with `kill` one that may run."""
-
-        def call() -> Callable[[], None]:
-            until = time.monotonic() + wait_s
-            gone = not attempt.worker_id
-            if kill and not gone:
-                self.engine.kill(attempt.worker_id)
-            while not gone and time.monotonic() < until:
-                gone = self.engine.remove(attempt.worker_id)
-                if not gone:
-                    if time.monotonic() > until - wait_s + 2.0:
-                        self.engine.kill(attempt.worker_id)
-                    time.sleep(0.05)
-            if gone and not keep_folder:
-                shutil.rmtree(attempt.folder, ignore_errors=True)
-            return lambda: None if gone else self._left_behind(attempt)
-
-        self._ask(call)
+        stays = self._left_behind
+        self.workers.see_off(attempt, keep_folder=keep_folder, wait_s=wait_s, stays=stays, kill=kill)
 
     def _left_behind(self, attempt: Attempt) -> None:
         """Note a worker that does not go: it waits in the kernel for storage that does not answer."""
@@ -512,7 +403,7 @@ class Controller:
         except OSError:
             names = set()
         acted = False
-        # A small chunk may be done before the engine tells which worker does it; nobody would remove that one.
+        # A small chunk may be done before the engine tells which worker does it; nobody would remove it.
         if "result.json" in names and attempt.worker_id and attempt.status is None and not attempt.asking:
             result = read_result(attempt.folder)
             if result is not None and result.outcome in (Outcome.SEALED, Outcome.CANCELLED):
@@ -534,12 +425,7 @@ class Controller:
             and now - attempt.asked_at >= (0.05 if "result.json" in names else STATUS_S)
         ):
             attempt.asking, attempt.asked_at = True, now
-
-            def call() -> Callable[[], None]:
-                status = self.engine.status(attempt.worker_id)
-                return lambda: self._answered(attempt, status)
-
-            self._ask(call)
+            self.workers.look_at(attempt.worker_id, lambda status: self._answered(attempt, status))
         return acted
 
     def _answered(self, attempt: Attempt, status: Status) -> None:
@@ -610,8 +496,7 @@ class Controller:
             def write(name: str = name, roots: tuple[Root, ...] = roots, made: list[Chunk] = made) -> None:
                 made.clear()
                 if ledger.taken(self.conn, attempt.chunk.id, attempt.number, name, time.time()):
-                    for some in pack(roots, parts=max(1, min(self.request.max_containers, len(roots)))):
-                        made.append(self._new_chunk(some, sup.Origin.LEFTOVER.value, attempt.chunk.id))
+                    made += self.maker.of_given(roots, attempt.chunk.id)
 
             if name in attempt.ingested:
                 continue
@@ -648,13 +533,9 @@ class Controller:
         new = [name for name in result.shards if name not in attempt.ingested]
         taken = [self._ingest(attempt, name) for name in new]  # all of them, also behind a damaged one
         if not all(taken) and self.error is None:
+            why = "a shard was damaged; its part is listed again"
             again = salvaged(
-                attempt.folder,
-                roots,
-                Outcome.FAILED,
-                stall_s=stall_s,
-                known_stuck=result.stuck,
-                message="a shard was damaged; its part is listed again",
+                attempt.folder, roots, Outcome.FAILED, stall_s=stall_s, known_stuck=result.stuck, message=why
             )
             result = replace(again, abandoned=result.abandoned)
         if result.fs_type:
@@ -666,25 +547,8 @@ class Controller:
         ).fetchone()
 
         def write() -> None:
-            words = f"ended: {result.outcome}"
-            words += f"; {result.message}" if result.message else ""
-            words += f"; {len(result.leftover)} roots left over" if result.leftover else ""
-            words += f"; {len(result.stuck)} paths did not answer" if result.stuck else ""
-            self.event("ended", words, chunk_id, number)
-            tail = status.log_tail if result.outcome not in (Outcome.SEALED, Outcome.CANCELLED) else None
-            if result.fs_type:
-                ledger.set_storage(self.conn, self.mount_id, result.fs_type, result.source)
-            if result.totals:
-                ledger.progress(self.conn, chunk_id, number, result.totals, time.time(), time.time())
-            ledger.end_attempt(
-                self.conn,
-                chunk_id,
-                number,
-                result.outcome,
-                time.time(),
-                exit_code=status.exit_code,
-                log_tail=tail,
-            )
+            self.event("ended", summed_up(result), chunk_id, number)
+            note_end(self.conn, self.mount_id, chunk_id, number, result, status)
 
         self._persist(write)
         self.attempts.pop(chunk_id, None)
@@ -704,34 +568,12 @@ class Controller:
         """Note the paths that did not answer; gives how many are new."""
         fresh = [s for s in result.stuck if s.error.path not in self.stuck]
 
-        def write() -> None:
-            for s in fresh:
-                e = s.error
-                if not s.noted and e.op in (Op.OPEN, Op.READDIR):
-                    self.ingest.decide(
-                        e.path,
-                        DirState.TIMED_OUT,
-                        DirState.TIMED_OUT.value,
-                        time.time(),
-                        err=e.errno,
-                        op=e.op,
-                    )
-                note_problem(
-                    self.conn,
-                    self.mount_id,
-                    self.scan_id,
-                    e,
-                    time.time(),
-                    cause=cause(e, self.fs_type or "", self.source),
-                )
-
         if fresh:
-            self._persist(write)
+            self._persist(lambda: note_stuck(self.ingest, fresh, self.fs_type or "", self.source))
             self.stuck.update(s.error.path for s in fresh)
         return len(fresh)
 
-    # -- saying how it stands
-    # ---------------------------------------------------------------------------------
+    # -- saying how it stands -----------------------------------------------------------------------------
 
     def _note(self) -> None:
         now = time.monotonic()
@@ -755,12 +597,5 @@ class Controller:
             "SELECT entries, bytes, dirs FROM scan WHERE id = ?", (self.scan_id,)
         ).fetchone()
         live = {a.chunk.id: a.progress for a in self.attempts.values() if not a.exited}
-        return Glance(
-            entries,
-            size,
-            dirs,
-            {"running": len(live), "pending": self.supervisor.pending, **self.finished},
-            self.expected,
-            self.paused,
-            live,
-        )
+        chunks = {"running": len(live), "pending": self.supervisor.pending, **self.finished}
+        return Glance(entries, size, dirs, chunks, self.expected, self.paused, live)

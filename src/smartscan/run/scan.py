@@ -172,14 +172,14 @@ class _Scan:
             abandoned=left_over,
         )
         c = self.controller
-        try:
-            with self._interrupts():
+        with self._interrupts():  # to the end of the account, which is not left half done
+            try:
                 self._take_up() if not self.new else self._plan()
                 c.expected = self._expected()
                 ending = c.run()
-        finally:
-            c.close()
-        return self._close(ending)
+            finally:
+                c.close()
+            return self._close(ending)
 
     def _see_off(self) -> list[dict[str, Any]]:
         """End the workers that earlier scans of this mount left behind; gives those that do not end."""

@@ -1,0 +1,130 @@
+"""Attempts, and the engine that runs their workers: asked on pool threads, so that nobody waits for it.
+
+Touches: the engine, attempt folders.
+"""
+
+from __future__ import annotations
+
+import queue
+import shutil
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from smartscan.engine import Engine, Job, Status
+from smartscan.errors import EngineError, MountError
+from smartscan.model import Chunk, Progress
+
+REMOVE_S = 10.0  # how long an ended worker may take to be gone
+
+
+@dataclass(slots=True)
+class Attempt:
+    """A running attempt, as the controller knows it."""
+
+    chunk: Chunk
+    number: int
+    folder: Path
+    worker_id: str = ""
+    beat: int = 0
+    moved_at: float = 0.0
+    asked_at: float = 0.0
+    asking: bool = False
+    progress: Progress = field(default_factory=lambda: Progress(0))
+    status: Status | None = None
+    exited: bool = False
+    adopted: bool = False  # from an earlier controller
+    ingested: set[str] = field(default_factory=set)  # files of its folder that were taken in
+
+
+class Workers:
+    """The engine, asked on pool threads. What it answers is acted on by whoever calls `hear`."""
+
+    def __init__(self, engine: Engine, *, at_a_time: int) -> None:
+        self.engine = engine
+        self._pool = ThreadPoolExecutor(max_workers=4 * at_a_time + 4, thread_name_prefix="engine")
+        self._answers: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+
+    def hear(self) -> bool:
+        """Act on the answers that have come; True where there were some."""
+        heard = False
+        while not self._answers.empty():
+            self._answers.get()()
+            heard = True
+        return heard
+
+    def start(
+        self, job: Job, *, started: Callable[[str], None], refused: Callable[[EngineError | MountError], None]
+    ) -> None:
+        """Start a worker in its folder; `started` is given its id."""
+
+        def call() -> Callable[[], None]:
+            try:
+                worker_id = self.engine.start(job)
+            except (EngineError, MountError) as error:
+                said = error
+                return lambda: refused(said)
+            return lambda: started(worker_id)
+
+        self._ask(call)
+
+    def look_at(self, worker_id: str, told: Callable[[Status], None]) -> None:
+        """Ask how a worker is."""
+
+        def call() -> Callable[[], None]:
+            status = self.engine.status(worker_id)
+            return lambda: told(status)
+
+        self._ask(call)
+
+    def kill(self, worker_id: str, told: Callable[[bool], None]) -> None:
+        """Kill a worker; `told` hears whether it is gone."""
+
+        def call() -> Callable[[], None]:
+            gone = self.engine.kill(worker_id)
+            return lambda: told(gone)
+
+        self._ask(call)
+
+    def see_off(
+        self,
+        attempt: Attempt,
+        *,
+        keep_folder: bool,
+        wait_s: float,
+        stays: Callable[[Attempt], None],
+        kill: bool = False,
+    ) -> None:
+        """See an ended worker and its folder off; with `kill` one that may run. `stays`: it would not go."""
+
+        def call() -> Callable[[], None]:
+            until = time.monotonic() + wait_s
+            gone = not attempt.worker_id
+            if kill and not gone:
+                self.engine.kill(attempt.worker_id)
+            while not gone and time.monotonic() < until:
+                gone = self.engine.remove(attempt.worker_id)
+                if not gone:
+                    if time.monotonic() > until - wait_s + 2.0:
+                        self.engine.kill(attempt.worker_id)
+                    time.sleep(0.05)
+            if gone and not keep_folder:
+                shutil.rmtree(attempt.folder, ignore_errors=True)
+            return lambda: None if gone else stays(attempt)
+
+        self._ask(call)
+
+    def close(self) -> None:
+        """Let calls come to their end, but not for ever."""
+        until = time.monotonic() + REMOVE_S
+        self._pool.shutdown(wait=False)
+        for thread in list(getattr(self._pool, "_threads", ())):
+            thread.join(max(0.0, until - time.monotonic()))
+
+    def _ask(self, call: Callable[[], Callable[[], None]]) -> None:
+        def asked() -> None:
+            self._answers.put(call())
+
+        self._pool.submit(asked)
