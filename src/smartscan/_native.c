@@ -140,6 +140,8 @@ typedef struct {
     uint32_t depth;         /* deepest directory that is opened */
     uint64_t root_dev;
     volatile int stop;      /* batches end at the next directory */
+    uint64_t limit_entries, limit_blocks; /* of the chunk: who reaches one sets `stop`; 0: none */
+    uint64_t seen_entries, seen_blocks;   /* by all threads */
     Py_buffer shared;       /* the slots */
     size_t slots;
     char **patterns;        /* directories that are recorded but not entered */
@@ -587,6 +589,10 @@ static void write_block(Batch *b, int fd, const Job *job, const St *self, int32_
     record_end(&b->out, at);
     if (b->out.failed) { b->failed = 1; return; }
     s->entries += m; s->bytes += h->bytes; s->blocks += h->blocks;
+    uint64_t seen = __atomic_add_fetch(&w->seen_entries, m, __ATOMIC_RELAXED);
+    if (w->limit_entries && seen >= w->limit_entries) w->stop = 1;
+    seen = __atomic_add_fetch(&w->seen_blocks, h->blocks, __ATOMIC_RELAXED);
+    if (w->limit_blocks && seen >= w->limit_blocks) w->stop = 1;
 
     uint64_t digest;
     h = (Header *)(b->out.p + at);
@@ -929,6 +935,21 @@ static PyObject *walker_avoid(PyObject *self, PyObject *args)
     pthread_mutex_unlock(&w->avoid_lock);
     Py_RETURN_NONE;
 }
+static PyObject *walker_limit(PyObject *self, PyObject *args)
+{
+    Walker *w = (Walker *)self;
+    unsigned long long entries, blocks;
+    if (!PyArg_ParseTuple(args, "KK:limit", &entries, &blocks)) return NULL;
+    w->limit_entries = entries;
+    w->limit_blocks = blocks;
+    Py_RETURN_NONE;
+}
+static PyObject *walker_seen(PyObject *self, PyObject *Py_UNUSED(no))
+{
+    Walker *w = (Walker *)self;
+    return Py_BuildValue("(KK)", (unsigned long long)__atomic_load_n(&w->seen_entries, __ATOMIC_RELAXED),
+                         (unsigned long long)__atomic_load_n(&w->seen_blocks, __ATOMIC_RELAXED));
+}
 static PyObject *walker_stop(PyObject *self, PyObject *Py_UNUSED(no))
 {
     ((Walker *)self)->stop = 1;
@@ -1004,6 +1025,8 @@ static PyMethodDef walker_methods[] = {
     {"read_names", walker_read_names, METH_VARARGS, "read_names(fd, path, slot) -> (names, n, end): end 1 at the end, -errno on an error."},
     {"stat_names", walker_stat_names, METH_VARARGS, "stat_names(job, fd, names, dev, ino, own_blocks, block, slot) -> (records, jobs, subdirectories of a FILES root)"},
     {"avoid", walker_avoid, METH_VARARGS, "avoid(path, held=False): never touch this path again; one that is held is not entered."},
+    {"limit", walker_limit, METH_VARARGS, "limit(entries, blocks): who reaches one of them stops all; 0: none."},
+    {"seen", walker_seen, METH_NOARGS, "seen() -> (entries, blocks) by all threads."},
     {"stop", walker_stop, METH_NOARGS, "stop(): batches end at the next directory."},
     {NULL}};
 static PyType_Slot walker_slots[] = {{Py_tp_new, walker_new}, {Py_tp_dealloc, walker_dealloc}, {Py_tp_methods, walker_methods},

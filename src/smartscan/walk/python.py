@@ -15,6 +15,7 @@ import errno
 import os
 import platform
 import struct
+import threading
 import time
 from array import array
 from collections.abc import Callable
@@ -257,10 +258,26 @@ class Walker:
         self.avoided: set[bytes] = set()
         self.held: set[bytes] = set()
         self.stopped = False
+        self._limits, self._seen, self._seeing = (0, 0), (0, 0), threading.Lock()
 
     def avoid(self, path: bytes, held: bool = False) -> None:
         """Never touch this path again; one that is held is not entered, but its name gets its stat."""
         (self.held if held else self.avoided).add(path)
+
+    def limit(self, entries: int, blocks: int) -> None:
+        """Have who reaches one of them stop all; 0: none."""
+        self._limits = entries, blocks
+
+    def seen(self) -> tuple[int, int]:
+        """Entries and blocks, by all threads."""
+        return self._seen
+
+    def count(self, entries: int, blocks: int) -> None:
+        """Note what was seen."""
+        with self._seeing:
+            self._seen = self._seen[0] + entries, self._seen[1] + blocks
+            if any(limit and seen >= limit for limit, seen in zip(self._limits, self._seen, strict=True)):
+                self.stopped = True
 
     def stop(self) -> None:
         """End batches at the next directory."""
@@ -453,7 +470,9 @@ class Batch:
                           gid, [target for _, st, target in once if st.mode & TYPE == SYMLINK])
         data = full_record(header, job.path, entries)
         others = [st for _, st, _ in once if st.mode & TYPE != DIRECTORY]
-        self.slot.count(len(once), 0, sum(st.size for st in others), sum(st.blocks for st in others))
+        own_blocks = sum(st.blocks for st in others)
+        self.slot.count(len(once), 0, sum(st.size for st in others), own_blocks)
+        self.walker.count(len(once), own_blocks)
         if once and header.flags == LAST and header.state == LISTED and self.walker.known:
             digest = self.walker.known.get(xxh64(job.path) or 1)
             if digest == int.from_bytes(data[24:32], "little"):

@@ -115,6 +115,7 @@ class Walker:
         self.parts: deque[Part] = deque()  # full, to be sealed by the watching thread
         self.part: Part | None = None
         self.part_since = 0.0
+        self.started = 0.0
         self.part_number = 0
         self.ending = ""  # why no new directory is begun
         self.failure: OSError | None = None
@@ -134,6 +135,7 @@ class Walker:
             while True:
                 if self.failure or self.broken:
                     return None
+                self._limits(time.monotonic())
                 if self.blocks:
                     me.task = self.blocks.popleft()
                 elif self.singles and not self.ending:
@@ -389,23 +391,22 @@ class Walker:
                 self._close_large(big)
             self.lock.notify_all()
 
-    def _limits(self, now: float, started: float) -> None:
-        entries = bytes_ = 0
-        for t in self.threads:
-            slot = Slot(self.shared, t.slot)
-            entries += slot.entries
-            bytes_ += slot.blocks * 512
+    def _limits(self, now: float) -> None:
+        """End the chunk when it is full; with the lock. Beyond that goes only what is being read."""
+        if self.ending:
+            return
+        entries, blocks = self.core.seen()
         why = ""
         most = self.limits.chunk_entries
         if len(self.queue) <= FEW_DIRS:
             most += most // 10
         if entries >= most:
             why = "entries"
-        elif bytes_ >= self.limits.chunk_bytes:
+        elif blocks * 512 >= self.limits.chunk_bytes:
             why = "bytes"
-        elif now - started >= self.limits.chunk_s:
+        elif now - self.started >= self.limits.chunk_s:
             why = "time"
-        if why and not self.ending:
+        if why:
             self.end(why)
 
     def end(self, why: str) -> None:
@@ -451,7 +452,7 @@ class Walker:
 
     def run(self, orders_fd: int) -> None:
         """Walk the chunk to its end or limit. Returns when all but hung threads are done."""
-        started = time.monotonic()
+        self.started = time.monotonic()
         self.root_fd = root_fd = open_share(self.orders.share)
         share_id = identity(root_fd)
         if self.orders.share_id not in (None, share_id):
@@ -471,6 +472,7 @@ class Walker:
             one_file_system=self.orders.one_file_system,
             depth=self.limits.depth,
         )
+        self.core.limit(self.limits.chunk_entries, -(-self.limits.chunk_bytes // 512))
         for path in self.orders.stuck:
             self.core.avoid(path)
         for path in self.orders.held:
@@ -488,7 +490,8 @@ class Walker:
                 self.lock.wait(WATCH_S)
             now = time.monotonic()
             self._watch(now)
-            self._limits(now, started)
+            with self.lock:
+                self._limits(now)
             self._seal(now)
             if not self._obey(orders_fd):
                 os._exit(1)  # the guard is gone: nobody would ever read what we do
