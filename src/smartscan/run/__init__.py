@@ -1,7 +1,8 @@
 """The outer program: opens a scan, drives the supervisor, closes the account.
 
 Touches: the catalogue, attempt folders, the engine. Never the share, not even with stat: a dead mount would
-hang it. `scan` opens and closes, `controller` is the loop, `collect` takes in what attempts brought.
+hang it. `scan` opens and closes, `controller` is the loop, `workers` asks the engine, `chunks` makes chunks,
+`collect` takes in what attempts brought.
 """
 
 from smartscan.run.request import Request

@@ -35,7 +35,7 @@ from smartscan.run.collect import (
     summed_up,
 )
 from smartscan.run.request import Glance, Request
-from smartscan.run.workers import REMOVE_S, Attempt, Workers
+from smartscan.run.workers import REMOVE_S, Attempt, Workers, furnish
 from smartscan.shard import leftover_files
 from smartscan.worker.orders import Orders
 
@@ -296,7 +296,7 @@ class Controller:
 
     def _left_alone(self, path: bytes, own: set[bytes]) -> bool:
         """Whether a path that a salvaged attempt named and did not list was not to be listed there."""
-        return path in self.stuck or (path in self.avoid | self.held and path not in own)
+        return path in self.stuck or (path not in own and (path in self.avoid or path in self.held))
 
     # -- workers ------------------------------------------------------------------------------------------
 
@@ -311,13 +311,9 @@ class Controller:
             chunk, number, folder, moved_at=time.time(), asked_at=time.monotonic()
         )
         try:
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
             known = b"".join(self.ingest.known(r) for r in chunk.roots) if self.ingest.rescan else b""
-            if known:
-                (folder / "known.bin").write_bytes(known)
             own = {r.path for r in chunk.roots}
-            Orders(
+            orders = Orders(
                 share=self.request.path,
                 scan_id=self.scan_id,
                 chunk_id=chunk_id,
@@ -331,22 +327,23 @@ class Controller:
                 known=bool(known),
                 fs_type=self.fs_type,
                 share_id=self.share_id,
-            ).write(folder)
+            )
+            furnish(folder, orders, known)
         except OSError as e:
             self._not_started(attempt, str(directory.explained(e, folder.parent)))
             return
         asked = self.request
-        job = Job(self.scan_id, asked.name, chunk_id, number, asked.path, folder, asked.resources)
-
-        def refused(error: EngineError | MountError) -> None:
-            if isinstance(error, MountError):
-                self._no_share(attempt, str(error))
-            else:
-                self._not_started(attempt, str(error))
-
         self.workers.start(
-            job, started=lambda worker_id: self._started(attempt, worker_id), refused=refused
+            Job(self.scan_id, asked.name, chunk_id, number, asked.path, folder, asked.resources),
+            started=lambda worker_id: self._started(attempt, worker_id),
+            refused=lambda error: self._refused(attempt, error),
         )
+
+    def _refused(self, attempt: Attempt, error: EngineError | MountError) -> None:
+        if isinstance(error, MountError):
+            self._no_share(attempt, str(error))
+        else:
+            self._not_started(attempt, str(error))
 
     def _not_started(self, attempt: Attempt, message: str) -> None:
         chunk_id, number = attempt.chunk.id, attempt.number

@@ -16,6 +16,7 @@ from pathlib import Path
 from smartscan.engine import Engine, Job, Status
 from smartscan.errors import EngineError, MountError
 from smartscan.model import Chunk, Progress
+from smartscan.worker.orders import Orders
 
 REMOVE_S = 10.0  # how long an ended worker may take to be gone
 
@@ -28,7 +29,6 @@ class Attempt:
     number: int
     folder: Path
     worker_id: str = ""
-    beat: int = 0
     moved_at: float = 0.0
     asked_at: float = 0.0
     asking: bool = False
@@ -37,6 +37,15 @@ class Attempt:
     exited: bool = False
     adopted: bool = False  # from an earlier controller
     ingested: set[str] = field(default_factory=set)  # files of its folder that were taken in
+
+
+def furnish(folder: Path, orders: Orders, known: bytes) -> None:
+    """Make the folder of an attempt anew, with its orders and the digests that are known; raises OSError."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    if known:
+        (folder / "known.bin").write_bytes(known)
+    orders.write(folder)
 
 
 class Workers:
