@@ -294,11 +294,11 @@ static int has_openat2(int root_fd)
     return fd >= 0;
 }
 
-/* Open a directory relative to the share, however long its path is: hop by hop where it is too long for one
- * call, component by component where only openat(2) guards against symbolic links. */
-static int open_path(Walker *w, const char *path, size_t len)
+/* Open a directory relative to the share (`read`: to list it), however long its path is: hop by hop where it is
+ * too long for one call, component by component where only openat(2) guards against symbolic links. */
+static int open_path(Walker *w, const char *path, size_t len, int read)
 {
-    if (!len) return open_hop(w, w->root_fd, ".", 1);
+    if (!len) return open_hop(w, w->root_fd, ".", read);
     int fd = w->root_fd;
     size_t at = 0;
     while (at < len) {
@@ -315,7 +315,7 @@ static int open_path(Walker *w, const char *path, size_t len)
             return -1;
         }
         memcpy(hop, path + at, end - at); hop[end - at] = 0;
-        int next = open_hop(w, fd, hop, end == len), e = errno;
+        int next = open_hop(w, fd, hop, read && end == len), e = errno;
         if (fd != w->root_fd) close(fd);
         if (next < 0) { errno = e; return -1; }
         fd = next;
@@ -456,6 +456,15 @@ static int by_ino(const void *x, const void *y, void *arg)
     return (a > b) - (a < b);
 }
 
+/* Whether a directory is as it was when it was opened, by its own times, asked anew. */
+static int unchanged(Slot *s, int fd, const St *self)
+{
+    St now;
+    slot_op(s, OP_STAT, "", 0);
+    return !stat_at(fd, "", AT_EMPTY_PATH | AT_STATX_FORCE_SYNC, &now) && now.mtime == self->mtime
+           && now.ctime == self->ctime;
+}
+
 /* Stat the names of the block and write its record; subdirectories go on the stack, or are recorded
  * as excluded. `self` is the directory; `parent` its node. */
 static void write_block(Batch *b, int fd, const Job *job, const St *self, int32_t node, uint32_t block, uint32_t flags,
@@ -477,6 +486,7 @@ static void write_block(Batch *b, int fd, const Job *job, const St *self, int32_
     }
     /* in inode order: on a disk that is the order of the inode tables, many times fewer seeks */
     if (!sorted) qsort_r(b->order, n, sizeof *b->order, by_ino, &cmp);
+    size_t gone = 0;
     for (size_t i = 0; i < n; i++) {
         Ent *e = &b->ents[b->order[i]];
         St *st = &b->sts[b->order[i]];
@@ -488,7 +498,7 @@ static void write_block(Batch *b, int fd, const Job *job, const St *self, int32_
             slot_op(s, OP_STAT, name, e->len);
             if (stat_at(fd, name, 0, st)) failed = errno;
         }
-        if (failed == ENOENT) { e->gone = 1; continue; }
+        if (failed == ENOENT) { e->gone = 1; gone++; continue; }
         if (failed) {
             *st = (St){.mode = UNKNOWN | (uint32_t)DTTOIF(e->type)};
             if (!alone) error_at(b, job->path, job->len, name, e->len, OP_STAT, failed);
@@ -501,11 +511,19 @@ static void write_block(Batch *b, int fd, const Job *job, const St *self, int32_
             if (!to) { b->failed = 1; return; }
             slot_op(s, OP_READLINK, name, e->len);
             ssize_t got = readlinkat(fd, name, to, want);
-            if (got < 0 && errno == ENOENT) { e->gone = 1; continue; }
+            if (got < 0 && errno == ENOENT) { e->gone = 1; gone++; continue; }
             if (got < 0) error_at(b, job->path, job->len, name, e->len, OP_READLINK, errno);
             else { e->target_off = (uint32_t)b->targets.len; e->target_len = (uint32_t)got; b->targets.len += (size_t)got; }
         }
     }
+    if (gone && !(flags & BIG) && unchanged(s, fd, self))
+        for (size_t i = 0; i < n; i++) {
+            Ent *e = &b->ents[b->order[i]];
+            if (!e->gone) continue;
+            e->gone = 0; /* nothing was removed: it is named, and lies */
+            error_at(b, job->path, job->len, b->names.p + e->off, e->len, e->known ? OP_READLINK : OP_STAT, ENOENT);
+            if (!e->known) b->sts[b->order[i]] = (St){.mode = UNKNOWN | (uint32_t)DTTOIF(e->type)};
+        }
     sorted = 1;
     for (size_t i = 1; i < n && sorted; i++) {
         uint32_t a = (uint32_t)i - 1, c = (uint32_t)i;
@@ -652,6 +670,17 @@ static int32_t find_chain(Batch *b, const char *path, size_t len)
     return node;
 }
 
+/* Whether a directory that could not be opened or read is there nevertheless. */
+static int is_there(Batch *b, const Job *job, St *st)
+{
+    slot_op(b->slot, OP_STAT, "", 0);
+    int fd = open_path(b->w, job->path, job->len, 0);
+    if (fd < 0) return 0;
+    int there = !stat_at(fd, "", AT_EMPTY_PATH | AT_STATX_FORCE_SYNC, st);
+    close(fd);
+    return there;
+}
+
 /* Open one directory and judge it. Returns its descriptor, or -1 when its record is written. */
 static int open_job(Batch *b, Job *job, St *self, int32_t *node)
 {
@@ -667,12 +696,14 @@ static int open_job(Batch *b, Job *job, St *self, int32_t *node)
         return -1;
     }
     slot_op(b->slot, OP_OPEN, "", 0);
-    int fd = open_path(w, job->path, job->len);
+    int fd = open_path(w, job->path, job->len, 1);
     if (fd < 0) {
         int err = errno;
         St st;
-        int have = (err == EACCES || err == EPERM) && job->len < PATH_MAX && !stat_at(w->root_fd, job->path, 0, &st);
-        record_short(&b->out, KIND_DIR, job->path, job->len, state_of(err), err, OP_OPEN, have ? &st : NULL, NULL, 0);
+        uint32_t state = state_of(err);
+        int have = (state == DENIED || state == VANISHED) && is_there(b, job, &st);
+        if (have && state == VANISHED) state = IO_ERROR; /* it is there, and lies */
+        record_short(&b->out, KIND_DIR, job->path, job->len, state, err, OP_OPEN, have ? &st : NULL, NULL, 0);
         return -1;
     }
     slot_op(b->slot, OP_STAT, "", 0);
@@ -803,8 +834,8 @@ static PyObject *walker_walk(PyObject *self, PyObject *args)
             }
             uint32_t state = end < 0 ? state_of(-end) : LISTED;
             St now;
-            if (state == VANISHED && b.n_ents && (stat_at(fd, "", AT_EMPTY_PATH, &now) || now.nlink))
-                state = IO_ERROR; /* removed while it was read: no links are left; else it is there, and lies */
+            if (state == VANISHED && is_there(&b, &job, &now) && now.ino == st.ino && now.dev == st.dev)
+                state = IO_ERROR; /* it was not removed while it was read, and lies */
             size_t from = b.n_stack;
             if (!b.failed) write_block(&b, fd, &job, &st, node, 0, LAST, state, end < 0 ? -end : 0);
             if (job.flags & JOB_FILES) take_left(&b, from);

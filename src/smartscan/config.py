@@ -101,6 +101,10 @@ SETTINGS = (
     Setting("cpus", float, f"{CPUS:g}", "CPUs of one worker, at most what the host has.", "--cpus"),
     Setting("memory", str, MEMORY, "Memory of one worker, as 512m or 12g, at most what the host has.",
             "--memory"),
+    Setting("dir-entries", int, f"{LIMITS.dir_entries}", "Names of one directory; one with more counts as "
+            "endless.", "--dir-entries"),
+    Setting("depth", int, f"{LIMITS.depth}", "Directories within each other; deeper ones are not entered.",
+            "--depth"),
     Setting("threads", int, f"{THREADS}", "Directories one worker reads at the same time.", "--threads"),
     Setting("stall-after", float, f"{STALL_S:g}", "Seconds without progress that make a path stuck.",
             "--stall-after"),

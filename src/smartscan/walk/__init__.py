@@ -41,11 +41,19 @@ def identity(root_fd: int) -> tuple[int, int]:
 
 
 def is_empty(root_fd: int) -> bool:
-    """Whether nothing lies in the share: then it is not mounted. May hang; raises OSError."""
-    fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root_fd)
+    """Whether nothing lies in the share: then it is not mounted. May hang.
+
+    One that cannot be listed is not called empty: the walk will tell of the error.
+    """
+    try:
+        fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root_fd)
+    except OSError:
+        return False
     try:
         with os.scandir(fd) as entries:
             return next(entries, None) is None
+    except OSError:
+        return False
     finally:
         os.close(fd)
 

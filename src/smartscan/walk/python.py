@@ -353,10 +353,10 @@ class Walker:
                     raise
                 self.noatime = 0  # somebody else's directory: then most of them are
 
-    def open(self, path: bytes) -> int:
-        """Open a directory relative to the share, however long its path is."""
+    def open(self, path: bytes, *, read: bool = True) -> int:
+        """Open a directory relative to the share (`read`: to list it), however long its path is."""
         if not path:
-            return self._hop(self.root_fd, b".", last=True)
+            return self._hop(self.root_fd, b".", last=read)
         fd, at = self.root_fd, 0
         try:
             while True:
@@ -366,7 +366,7 @@ class Walker:
                     end = len(path) if slash < 0 else slash
                 if end <= at:
                     raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
-                next_fd = self._hop(fd, path[at:end], last=end == len(path))
+                next_fd = self._hop(fd, path[at:end], last=read and end == len(path))
                 if fd != self.root_fd:
                     os.close(fd)
                 fd, at = next_fd, end + 1
@@ -435,12 +435,14 @@ class Batch:
             state = LISTED
             if end < 0:
                 state = _STATES.get(-end, IO_ERROR)
-                if names and state == VANISHED and os.fstat(fd).st_nlink:
-                    state = IO_ERROR  # removed meanwhile, it has no links left; else it is there, and lies
+                if state == VANISHED:
+                    there = self._is_there(job.path)
+                    if there and (there.ino, there.dev) == (own.ino, own.dev):
+                        state = IO_ERROR  # it was not removed while it was read, and lies
             header = NONE._replace(dev=own.dev, ino=own.ino, own_blocks=own.blocks, flags=LAST, state=state,
                                    err=max(-end, 0), op=READDIR if end < 0 else 0)
             before = len(self.stack)
-            self.write(fd, job, node, names, header)
+            self.write(fd, job, node, names, header, own)
             if job.flags & FILES:
                 self.take_left(before)
             os.close(fd)
@@ -456,9 +458,10 @@ class Batch:
         while len(self.stack) > keep:
             self.left.append(self.stack.pop())
 
-    def write(self, fd: int, job: Job, node: Node, names: list[Name], header: Header) -> None:
+    def write(self, fd: int, job: Job, node: Node, names: list[Name], header: Header,
+              own: Stat | None = None) -> None:
         """Stat the names, write their record; subdirectories go on the stack, or are recorded as excluded."""
-        found = self._stat_all(fd, job, names)
+        found = self._stat_all(fd, job, names, own)
         found.sort(key=lambda one: one[0].name)
         once = [one for i, one in enumerate(found) if not i or one[0].name != found[i - 1][0].name]
         if len(once) < len(found):
@@ -482,8 +485,10 @@ class Batch:
                 self._subdirectory(job, node, name.name, st)
         self._emit(data)
 
-    def _stat_all(self, fd: int, job: Job, names: list[Name]) -> list[tuple[Name, Stat, bytes]]:
+    def _stat_all(self, fd: int, job: Job, names: list[Name],
+                  own: Stat | None) -> list[tuple[Name, Stat, bytes]]:
         found = []
+        gone: list[tuple[Name, Stat | None]] = []
         for name in sorted(names, key=lambda n: n.ino):  # on a disk that is the order of the inode tables
             failed, target = 0, b""
             alone = bool(self.walker.avoided) and _join(job.path, name.name) in self.walker.avoided
@@ -496,9 +501,10 @@ class Batch:
                 except OSError as e:
                     failed = e.errno or errno.EIO
             if failed == errno.ENOENT:
+                gone.append((name, None))
                 continue
             if failed:
-                st = Stat(0, 0, 0, 0, 0, 0, UNKNOWN | name.type << 12, 0, 0, -1)
+                st = self._nameless(name)
                 if not alone:
                     self._error(_join(job.path, name.name), STAT, failed)
             elif st.mode & TYPE == SYMLINK:
@@ -507,11 +513,27 @@ class Batch:
                     target = os.readlink(name.name, dir_fd=fd)
                 except OSError as e:
                     if e.errno == errno.ENOENT:
+                        gone.append((name, st))
                         continue
                     self._error(_join(job.path, name.name), READLINK, e.errno or errno.EIO)
                 target = target[:st.size + 1 if 0 < st.size < PATH_MAX else PATH_MAX]
             found.append((name, st, target))
+        if gone and own and self._unchanged(fd, own):  # nothing was removed: they are named, and lie
+            for name, seen in gone:
+                self._error(_join(job.path, name.name), READLINK if seen else STAT, errno.ENOENT)
+                found.append((name, seen or self._nameless(name), b""))
         return found
+
+    def _nameless(self, name: Name) -> Stat:
+        return Stat(0, 0, 0, 0, 0, 0, UNKNOWN | name.type << 12, 0, 0, -1)
+
+    def _unchanged(self, fd: int, own: Stat) -> bool:
+        """Whether a directory is as it was when it was opened, by its own times."""
+        self.slot.op(STAT)
+        with contextlib.suppress(OSError):
+            now = _stat(os.fstat(fd))
+            return (now.mtime_ns, now.ctime_ns) == (own.mtime_ns, own.ctime_ns)
+        return False
 
     def _subdirectory(self, job: Job, node: Node, name: bytes, st: Stat) -> None:
         path = _join(job.path, name)
@@ -550,6 +572,20 @@ class Batch:
                 at = path.find(b"/", at + 1)
         return node
 
+    def _is_there(self, path: bytes) -> Stat | None:
+        """Ask for a directory that could not be opened or read."""
+        self.slot.op(STAT)
+        try:
+            fd = self.walker.open(path, read=False)
+        except OSError:
+            return None
+        try:
+            return _stat(os.fstat(fd))
+        except OSError:
+            return None
+        finally:
+            os.close(fd)
+
     def _open(self, job: Job) -> tuple[int, Job, Stat, Node] | None:
         """Open a directory and judge it; None when its record is written."""
         walker, slot, path = self.walker, self.slot, job.path
@@ -566,10 +602,12 @@ class Batch:
             fd = walker.open(path)
         except OSError as e:
             err, own = e.errno or errno.EIO, None
-            if err in (errno.EACCES, errno.EPERM) and len(path) < PATH_MAX:
-                with contextlib.suppress(OSError):
-                    own = _stat(os.stat(path, dir_fd=walker.root_fd, follow_symlinks=False))
-            self._emit(_short(KIND_DIR, path, _STATES.get(err, IO_ERROR), err, OPEN, own, b""))
+            state = _STATES.get(err, IO_ERROR)
+            if state in (DENIED, VANISHED):
+                own = self._is_there(path)
+            if own and state == VANISHED:
+                state = IO_ERROR  # it is there, and lies
+            self._emit(_short(KIND_DIR, path, state, err, OPEN, own, b""))
             return None
         slot.op(STAT)
         try:

@@ -292,8 +292,9 @@ def _child(folder: Path, orders: Orders, shared: Any, out: int, orders_in: int) 
         walker.run(orders_in)
         status = 0
     except OSError as e:
+        where = e.filename if isinstance(e.filename, str | bytes) else orders.share  # it may be a descriptor
         walker.say(
-            failed=f"{show(os.fsencode(e.filename or orders.share))}: {e.strerror or e}; "
+            failed=f"{show(os.fsencode(where))}: {e.strerror or e}; "
             "check the path, and whether the share is mounted"
         )
     except BaseException:  # noqa: BLE001 - the program loop of this process: whatever it is, the guard must hear of it
