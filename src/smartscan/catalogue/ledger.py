@@ -201,6 +201,11 @@ def add_chunk(
     return Chunk(chunk_id, kept, est_bytes, est_entries)
 
 
+def has_chunks(conn: sqlite3.Connection, scan_id: int) -> bool:
+    """Whether a scan was planned."""
+    return conn.execute("SELECT 1 FROM chunk WHERE scan_id = ? LIMIT 1", (scan_id,)).fetchone() is not None
+
+
 def open_chunks(conn: sqlite3.Connection, scan_id: int) -> list[tuple[Chunk, int, int]]:
     """List the chunks of a scan that are not done, with their last attempt's number and fails in a row."""
     found = []

@@ -225,6 +225,8 @@ class _Scan:
                 "the scan goes on" + (" with what could not be read" if self.only_failed else ""),
                 self.now,
             )
+            # One that died before it was planned has no chunk at all.
+            self.new = not self.only_failed and not ledger.has_chunks(self.conn, old)
             return old
         if self.only_failed:
             raise UsageError(f"'{self.request.name}' was never scanned; use scan first")
@@ -386,6 +388,7 @@ class _Scan:
             self.controller.ingest.sweep()
             states, _ = ledger.account(conn, mount_id, scan_id)
             found = sum(states.values()) + ledger.undecided(conn, mount_id, scan_id)
+            found += not ledger.is_decided(conn, mount_id, scan_id, b"")
         return states, found
 
     def _certificate(self, states: dict[str, int], found: int) -> dict[str, Any]:

@@ -26,11 +26,12 @@ class Largest:
         """Look at the list again; after a rollback."""
         self.least = None
 
-    def keep(self, files: list[tuple[int, int, bytes]]) -> None:
+    def keep(self, files: list[tuple[int, int, bytes]], *, known_above: int = 0) -> None:
         """Keep what is among the largest files: size, directory, name.
 
-        None is taken that is smaller than the smallest there was when the list was full: others between the
-        two may not be known, and `refill_largest` finds them when too many of the list are gone.
+        None is taken that is smaller than the smallest there was when the list was full, or as small as
+        `known_above`, because others of that size were not offered: `refill_largest` finds all of them when
+        the list has become too short.
         """
         conn, mount_id = self.conn, self.mount_id
         if self.least is None:
@@ -38,6 +39,7 @@ class Largest:
                 f"SELECT count(*), min(size), {_NOT_EMPTY} FROM largest WHERE mount_id = ?1", (mount_id,)
             ).fetchone()
             self.least = 0 if have >= files_there else least or 1 << 63
+        self.least = max(self.least, known_above)
         better = [(mount_id, *f) for f in files if f[0] > self.least]
         if not better:
             return

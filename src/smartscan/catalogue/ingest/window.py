@@ -221,7 +221,10 @@ class Intake:
         if largest:
             id_at = {r.offset: d.id for r, d in self.plain}
             files = [(size, id_at[offset], name) for size, offset, name in largest]
-            self.ingest.largest.keep([f for f in files if f[1:] not in set(doubles)] if doubles else files)
+            others = set(doubles)
+            once = [f for f in files if f[1:] not in others]
+            cut = len(files) == LARGEST and len(once) < LARGEST  # others took the place of smaller ones
+            self.ingest.largest.keep(once, known_above=min(f[0] for f in files) if cut else 0)
 
     def _uncount(
         self, path: bytes, name: bytes, is_file: bool, size: int, blocks: int, mtime_ns: int, uid: int
