@@ -1,0 +1,214 @@
+"""A scan that is stopped or killed at any instant goes on with the same command, and nothing tells of it.
+
+SMART_SCAN_KILLS in the environment asks for more kills, SMART_SCAN_SEED for others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sqlite3
+import time
+from contextlib import closing
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from command import ended_at_last, run, scan, scan_words, start, until, workers_of
+from fault_mount import fault_mount, latency
+from trees import Hard, Tree, build, find_listing
+from truth import Holdings, check_consistent, check_same_tree, differences, holdings
+
+KILLS = int(os.environ.get("SMART_SCAN_KILLS", "20"))
+SEED = int(os.environ.get("SMART_SCAN_SEED", str(time.time_ns() % 10**6)))
+SMALL = ("--chunk-entries", 30, "--max-containers", 3)
+
+# Some 40 chunks of a tenth of a second each.
+TREE: Tree = {
+    **{f"in {y}": {f"film {n}": {"1.mkv": 20_000 + n, "2.nfo": 7, "3": {"deep": 1}} for n in range(12)}
+       for y in range(8)},
+    "wide": {f"{n:04}.jpg": n for n in range(300)},
+    "links": {f"{n}": Hard(f"in {n % 8}/film {n % 12}/1.mkv") for n in range(40)},
+    "empty": {},
+    "top": 7,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def share(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("share") / "share"
+    path.mkdir()
+    build(path, TREE)
+    return path
+
+
+@pytest.fixture
+def db(tmp_path: Path) -> Path:
+    (tmp_path / "data").mkdir()
+    return tmp_path / "data" / "smart_catalog.db"
+
+
+def check_as_if_undisturbed(share: Path, db: Path, listing: Path | None = None) -> Holdings:
+    """Compare with find(1), and with a scan that nobody disturbed."""
+    held = holdings(db, "Media")
+    assert held.scans[-1]["state"] == "complete"
+    check_consistent(held)
+    check_same_tree(held, find_listing(listing or share))
+    fresh = db.parent.parent / "fresh" / "smart_catalog.db"
+    fresh.parent.mkdir()
+    scan(share, fresh)
+    assert differences(held, holdings(fresh, "Media")) == []
+    assert len(held.scans) == 1, "it went on, and did not begin anew"
+    assert held.scans[0]["entries"] == len(held.entries), "what was seen counts once"
+    return held
+
+
+def shards_in(db: Path) -> int:
+    """Count the shards that are in the catalogue already."""
+    with contextlib.suppress(sqlite3.Error):
+        with closing(sqlite3.connect(db.as_uri() + "?mode=ro", uri=True)) as conn:
+            return int(conn.execute("SELECT count(*) FROM shard").fetchone()[0])
+    return 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_scan_says_how_to_go_on_and_does(share, db, number):
+    with ended_at_last(start(*scan_words(share, db, *SMALL))) as scanning:
+        until(lambda: shards_in(db) > 3 or scanning.poll() is not None)
+        scanning.send_signal(number)
+        out, err = scanning.communicate(timeout=30)
+    assert scanning.returncode == 130, err
+    assert "Traceback" not in err
+    assert "Stopped; what was read is kept. To go on: smartscan scan" in out
+    assert workers_of(db) == []
+    assert not (db.parent / "work").exists()
+    stopped = holdings(db, "Media")
+    check_consistent(stopped, stale=True)
+    assert 0 < len(stopped.entries) < len(find_listing(share)) - 1
+    scan(share, db, *SMALL)
+    check_as_if_undisturbed(share, db)
+
+
+@pytest.mark.fuse
+@pytest.mark.parametrize("signals", [1, 2])
+def test_a_slow_share_does_not_delay_the_end(share, db, signals):
+    with fault_mount(share, rules=[latency(30)]) as slow:
+        words = scan_words(slow.path, db, "--chunk-entries", 200, "--threads", 2)
+        with ended_at_last(start(*words)) as scanning:
+            until(lambda: shards_in(db) or scanning.poll() is not None)
+            began = time.monotonic()
+            for _ in range(signals):
+                scanning.send_signal(signal.SIGINT)
+                time.sleep(0.1)
+            out, err = scanning.communicate(timeout=30)
+        assert scanning.returncode == 130, out + err
+        assert time.monotonic() - began < 8
+        assert workers_of(db) == []
+        slow.set(rules=[])
+        run(*words)
+        check_consistent(holdings(db, "Media"))
+        found, below = holdings(db, "Media").listed(), find_listing(share)
+        assert {path: row[1] for path, row in found.items() if row[0] != "d"} == {
+            path: seen.size for path, seen in below.items() if seen.type != "d"
+        }
+
+
+def test_a_stop_before_anything_began_and_one_after_all_is_done(share, db):
+    for wait_s in (0.0, 0.05, 0.1, 0.2, 0.3):
+        with ended_at_last(start(*scan_words(share, db))) as scanning:
+            time.sleep(wait_s)
+            scanning.send_signal(signal.SIGINT)
+            _, err = scanning.communicate(timeout=30)
+        assert scanning.returncode in (0, 130, -signal.SIGINT), err
+        assert "Traceback" not in err or scanning.returncode == -signal.SIGINT, err  # Python itself begins
+    scan(share, db)
+    held = holdings(db, "Media")
+    check_consistent(held)
+    check_same_tree(held, find_listing(share))
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_a_controller_killed_again_and_again(share, db, part):
+    chance = Random(f"{SEED}-{part}")
+    print(f"SMART_SCAN_SEED={SEED}")
+    kills = 0
+    while kills < -(-KILLS // 4):
+        with ended_at_last(start(*scan_words(share, db, *SMALL))) as scanning:
+            with contextlib.suppress(Exception):
+                scanning.wait(chance.choice((0.05, 0.15, 0.3, 0.6, 1.2)) * chance.uniform(0.5, 1.5))
+            done = scanning.poll()
+            scanning.kill()
+        assert done in (None, 0), f"exit status {done}"
+        until(lambda: not workers_of(db), 5)  # nothing outlives its controller
+        if done == 0:  # too late: the next is another scan
+            break
+        kills += 1
+    print(f"{kills} kills")
+    if done is None:
+        scan(share, db, *SMALL)
+    check_as_if_undisturbed(share, db)
+
+
+def test_a_rescan_killed_again_and_again(share, db, tmp_path):
+    chance = Random(f"{SEED}-rescan")
+    print(f"SMART_SCAN_SEED={SEED}")
+    mine = tmp_path / "share"
+    mine.mkdir()
+    build(mine, TREE)
+    scan(mine, db)
+    for n in range(60):  # half of the directories change
+        (mine / f"in {n % 8}" / f"film {n % 12}" / "2.nfo").unlink(missing_ok=True)
+        (mine / f"in {n % 8}" / f"new {n}").mkdir()
+    os.link(mine / "in 3" / "film 3" / "1.mkv", mine / "another name.avi")
+    os.unlink(mine / "links" / "3")
+    for _ in range(5):
+        with ended_at_last(start(*scan_words(mine, db, *SMALL))) as scanning:
+            with contextlib.suppress(Exception):
+                scanning.wait(chance.uniform(0.1, 0.8))
+            assert scanning.poll() is None
+    until(lambda: not workers_of(db), 5)
+    scan(mine, db, *SMALL)
+    held = holdings(db, "Media")
+    check_consistent(held)
+    check_same_tree(held, find_listing(mine))
+    assert len(held.scans) == 2
+    assert held.new_changed_gone()[0] == 61
+    assert held.new_changed_gone()[2] == 24 + 1
+
+
+def test_killed_workers_cost_nothing(share, db):
+    chance = Random(f"{SEED}-workers")
+    print(f"SMART_SCAN_SEED={SEED}")
+    killed = 0
+    with ended_at_last(start(*scan_words(share, db, *SMALL))) as scanning:
+        while scanning.poll() is None and killed < KILLS // 2:
+            for pid in chance.sample(found := workers_of(db), min(1, len(found))):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                    killed += 1
+            time.sleep(chance.uniform(0.05, 0.2) if killed else 0.002)
+        out, err = scanning.communicate(timeout=90)
+    assert killed
+    assert scanning.returncode in (0, 3), out + err
+    if scanning.returncode == 3:  # given up where two attempts in a row brought nothing; it is named
+        held = holdings(db, "Media")
+        check_consistent(held, stale=True)
+        assert held.chunk_states["quarantined"]
+        run("retry", "Media", "--db", db, "--engine", "local")
+    held = holdings(db, "Media")
+    check_consistent(held)
+    check_same_tree(held, find_listing(share))
+    assert workers_of(db) == []
+
+
+def test_no_worker_outlives_a_controller_that_was_killed(share, db):
+    with ended_at_last(start(*scan_words(share, db, *SMALL))) as scanning:
+        until(lambda: workers_of(db) or scanning.poll() is not None)
+        scanning.kill()
+        scanning.wait()
+        until(lambda: not workers_of(db), 2)
+    run("cleanup", "--db", db)
+    scan(share, db, *SMALL)
+    check_as_if_undisturbed(share, db)
