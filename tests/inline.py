@@ -201,6 +201,6 @@ def scan(request: Request, engine: Inline) -> Report:
     with MountLock(request.db, request.name) as lock:
         bulk = open_bulk(functools.partial(opening.open_catalogue, request.db, create=True))
         try:
-            return _Scan(request, engine, bulk, lock, [], False).run()
+            return _Scan(request, engine, bulk, lock, only_failed=False).run()
         finally:
             bulk.conn.close()

@@ -28,7 +28,7 @@ from smartscan.catalogue import open as opening
 from smartscan.catalogue.bulk import Bulk, open_bulk
 from smartscan.catalogue.ingest import Ingest
 from smartscan.errors import EXIT_MOUNT_DEAD
-from smartscan.model import Limits, Root, ScanState
+from smartscan.model import Limits, Root, Rules, ScanState
 from smartscan.run import Request
 from smartscan.worker.orders import Orders
 from trees import Hard, Tree, build, find_listing, random_trees
@@ -74,7 +74,8 @@ class Home:
     def request(self, wanted: Limits, *, containers: int = 3, catalogue: str = "data") -> Request:
         data = self.folder / catalogue
         data.mkdir(exist_ok=True)
-        return Request(data / "smart_catalog.db", os.fsencode(self.share), "Media", wanted,
+        rules = Rules(system_dirs=False)  # a random name may be one of theirs
+        return Request(data / "smart_catalog.db", os.fsencode(self.share), "Media", wanted, rules,
                        max_containers=containers, engine="local")  # fmt: skip
 
     def scan(self, wanted: Limits, engine: Inline | None = None, **more: object) -> Holdings:

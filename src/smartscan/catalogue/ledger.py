@@ -71,6 +71,12 @@ def last(conn: sqlite3.Connection, mount_id: int) -> int | None:
     return row[0] if row else None
 
 
+def was_scanned(conn: sqlite3.Connection, mount_id: int, *, before: int) -> bool:
+    """Whether an earlier scan than this one saw anything of a mount."""
+    sql = "SELECT 1 FROM scan WHERE mount_id = ? AND id < ? AND dirs > 0 LIMIT 1"
+    return conn.execute(sql, (mount_id, before)).fetchone() is not None
+
+
 def begin(
     conn: sqlite3.Connection,
     mount_id: int,

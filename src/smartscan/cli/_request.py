@@ -5,6 +5,7 @@ Touches: stderr.
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import sys
@@ -18,12 +19,16 @@ import click
 
 from smartscan import config, units
 from smartscan.cli import _options as options
+from smartscan.errors import UsageError
 from smartscan.model import Limits, Resources, Rules
 
 if TYPE_CHECKING:
     from smartscan.run.request import Glance, Request
 
 LINE_S = 10.0  # between lines of progress where there is no terminal: a log of a night stays readable
+
+
+LEAST_MEMORY = 32 << 20  # Python, and the walker's own buffers
 
 
 class Patterns(click.types.StringParamType):
@@ -33,6 +38,23 @@ class Patterns(click.types.StringParamType):
 
     def split_envvar_value(self, rv: str) -> list[str]:
         return shlex.split(rv)
+
+
+class Amount(click.FloatRange):
+    """A number, which infinity and `nan` are not."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a number.", param, ctx)
+        return number
+
+
+def _memory(text: str) -> float:
+    size = units.parse_memory(text)
+    if size < LEAST_MEMORY:
+        raise ValueError(f"{text!r} is less than the {units.memory(LEAST_MEMORY)} that a worker needs")
+    return size
 
 
 def walk_options(function: Callable[..., int | None]) -> Callable[..., int | None]:
@@ -65,7 +87,7 @@ def walk_options(function: Callable[..., int | None]) -> Callable[..., int | Non
             ),
             click.option(
                 "--cpus",
-                type=click.FloatRange(0, min_open=True),
+                type=Amount(0, min_open=True),
                 default=config.CPUS,
                 show_default=True,
                 metavar="N",
@@ -76,7 +98,7 @@ def walk_options(function: Callable[..., int | None]) -> Callable[..., int | Non
                 default=config.MEMORY,
                 show_default=True,
                 metavar="SIZE",
-                callback=options.parsed(units.parse_memory),
+                callback=options.parsed(_memory),
                 help="Memory of one worker; cut to what the host has.",
             ),
             click.option(
@@ -105,7 +127,7 @@ def walk_options(function: Callable[..., int | None]) -> Callable[..., int | Non
             ),
             click.option(
                 "--stall-after",
-                type=click.FloatRange(0.5),
+                type=Amount(0.5),
                 default=config.STALL_S,
                 show_default=True,
                 metavar="SECONDS",
@@ -183,6 +205,8 @@ def request(
     """Make the request of a command's options. The path is not looked at: that is for workers."""
     from smartscan.run.request import Request
 
+    if not path:
+        raise UsageError("the path of the share is empty")
     made = Request(
         config.catalogue_path(db),
         os.path.abspath(os.fsencode(path)),
@@ -286,4 +310,6 @@ def finish(made: Request, report: Any, *, as_json: bool) -> int:
         page.show_json(scan_report.as_json(found))
     else:
         page.show(scan_report.page(found))
+        if made.db != config.catalogue_path(None):
+            print(f"They need --db {shlex.quote(str(made.db))} as well: it is not the default catalogue.")
     return int(report.exit_status)

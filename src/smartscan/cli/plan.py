@@ -13,8 +13,8 @@ import click
 
 from smartscan import config, units
 from smartscan.cli import _options as options
-from smartscan.cli import _request
-from smartscan.errors import UsageError
+from smartscan.cli import _request, say
+from smartscan.errors import EXIT_INCOMPLETE, EXIT_OK, UsageError
 from smartscan.model import Scope, path_json, show
 
 ROOTS_SHOWN = 3
@@ -50,6 +50,8 @@ def command(
     from smartscan import run
     from smartscan.run.scan import planned
 
+    if not mount_path:
+        raise UsageError("the path of the share is empty")
     path = os.path.abspath(os.fsencode(mount_path))
     if from_catalogue:
         from smartscan.catalogue import read
@@ -61,11 +63,12 @@ def command(
                     f"{show(path)} is not in the catalogue; scan it first, or leave out --from-catalogue"
                 )
             made = _request.request(mount_path, known[0].name, db, quiet=True, **wanted)
-            chunks = planned(catalogue, known[0].id, made)
+            chunks, whole = planned(catalogue, known[0].id, made), True
     else:
-        name = mount_name or os.fsdecode(os.path.basename(path)) or "share"
-        made = _request.request(mount_path, name, db, quiet=as_json, **wanted)
-        chunks = run.survey(made)
+        made = _request.request(mount_path, mount_name or "share", db, quiet=as_json, **wanted)
+        chunks, whole = run.survey(made)
+        if not whole:
+            say("some directories could not be read, so sizes are lower bounds")
     if as_json:
         from smartscan.report import page
 
@@ -79,9 +82,10 @@ def command(
                 for c in chunks
             ]
         )
-        return 0
+        return EXIT_OK if whole else EXIT_INCOMPLETE
     from smartscan.report.page import Line, Table
     from smartscan.report.page import show as show_page
+    from smartscan.report.words import plural
 
     rows = []
     for number, c in enumerate(chunks, 1):
@@ -98,7 +102,7 @@ def command(
             ]
         )
     disk, entries = sum(c.est_bytes for c in chunks), sum(c.est_entries for c in chunks)
-    total = f"{len(chunks)} chunks, {units.size(disk)} on disk, {units.count(entries)} entries"
+    total = f"{plural(len(chunks), 'chunk')}, {units.size(disk)} on disk, {units.count(entries)} entries"
     show_page(
         [
             Table(
@@ -111,4 +115,4 @@ def command(
             Line(total),
         ]
     )
-    return 0
+    return EXIT_OK if whole else EXIT_INCOMPLETE

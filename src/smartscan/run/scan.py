@@ -15,7 +15,7 @@ import sqlite3
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -40,7 +40,7 @@ from smartscan.errors import (
 from smartscan.model import Chunk, ChunkState, DirState, Op, Root, ScanState, Scope
 from smartscan.plan import PlannedChunk, pack, plan
 from smartscan.run.controller import Controller
-from smartscan.run.request import Request, namespace
+from smartscan.run.request import Glance, Request, namespace
 
 MISSING_NAMED = 1000  # directories that a certificate names; a report finds the others in the catalogue
 
@@ -64,15 +64,14 @@ def retry(request: Request) -> Report:
     return _run(request, only_failed=True)
 
 
-def survey(
-    request: Request, *, then: Callable[[sqlite3.Connection, int], list[PlannedChunk]] | None = None
-) -> list[PlannedChunk]:
-    """Measure a share and give the chunks that it is cut into; the catalogue is not touched.
+def survey(request: Request) -> tuple[list[PlannedChunk], bool]:
+    """Measure a share; give the chunks that it is cut into, and whether all of it could be read.
 
-    What is measured goes into a catalogue of its own in the data directory, which is removed at the end.
+    The catalogue is not touched: what is measured goes into one of its own in the data directory, which is
+    removed at the end.
     Cost: one scan. MountError where the share cannot be read.
     """
-    request.db.parent.mkdir(parents=True, exist_ok=True)
+    directory.prepare(request.db, create=True)
     with tempfile.TemporaryDirectory(prefix="survey-", dir=request.db.parent) as folder:
         scratch = replace(request, db=Path(folder) / request.db.name, analyze=False)
         report = _run(scratch, only_failed=False)
@@ -104,7 +103,6 @@ def _run(request: Request, *, only_failed: bool) -> Report:
     # again and again costs 3 % of a scan.
     gc.freeze()
     gc.set_threshold(200_000, 20, 20)
-    surveyed = survey(request) if request.analyze and not only_failed else []
     engine, why = engines.choose(request.engine, namespace=namespace(request.db), image=request.image)
     try:
         engine.check()
@@ -121,7 +119,7 @@ def _run(request: Request, *, only_failed: bool) -> Report:
             )
             directory.give_to_owner(request.db)
             try:
-                return _Scan(request, engine, bulk, lock, surveyed, only_failed).run()
+                return _Scan(request, engine, bulk, lock, only_failed=only_failed).run()
             finally:
                 bulk.conn.close()
     finally:
@@ -137,12 +135,13 @@ class _Scan:
         engine: engines.Engine,
         bulk: Bulk,
         lock: MountLock,
-        surveyed: list[PlannedChunk],
+        *,
         only_failed: bool,
     ) -> None:
         self.request, self.engine, self.bulk, self.lock = request, engine, bulk, lock
         self.conn = bulk.conn
-        self.surveyed, self.only_failed = surveyed, only_failed
+        self.surveyed: list[PlannedChunk] = []
+        self.only_failed = only_failed
         self.began = time.time()
         self.now = self.began
         self.new = False
@@ -152,8 +151,10 @@ class _Scan:
         request = self.request
         with opening.transaction(self.conn):
             self.mount_id = ledger.mount(self.conn, request.name, request.path, self.now)
-            self.rescan = ledger.mount_usage(self.conn, self.mount_id) is not None
             self.scan_id = self._open()
+            self.rescan = ledger.was_scanned(self.conn, self.mount_id, before=self.scan_id)
+        if self.new and request.analyze:
+            self._survey()
         if not self.only_failed:
             self.avoid = ledger.undue(self.conn, self.mount_id, self.now)
         ingest = Ingest(self.bulk, self.mount_id, self.scan_id, rescan=self.rescan)
@@ -180,6 +181,20 @@ class _Scan:
             finally:
                 c.close()
             return self._close(ending)
+
+    def _survey(self) -> None:
+        """Measure first. Only now that all else is found right: it takes as long as a scan."""
+
+        def glance(seen: Glance) -> None:
+            self.lock.beat()
+            self.request.glance(seen)
+
+        try:
+            self.surveyed, _ = survey(replace(self.request, glance=glance))
+        except BaseException:  # an interrupt as well: nothing of this scan was begun
+            with opening.transaction(self.conn):
+                ledger.forget_scan(self.conn, self.scan_id, self.mount_id)
+            raise
 
     def _see_off(self) -> list[dict[str, Any]]:
         """End the workers that earlier scans of this mount left behind; gives those that do not end."""
