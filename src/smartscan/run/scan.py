@@ -79,7 +79,7 @@ def survey(request: Request) -> tuple[list[PlannedChunk], bool]:
             raise KeyboardInterrupt
         conn = opening.open_catalogue(scratch.db, create=False)
         try:
-            return planned(conn, 1, request)
+            return planned(conn, 1, request), report.state is ScanState.COMPLETE
         finally:
             conn.close()
 
