@@ -19,7 +19,7 @@ EXIT_FAILED=1 EXIT_USAGE=2 EXIT_MOUNT_DEAD=4 EXIT_NO_MOUNT=10 EXIT_NO_ENGINE=11 
 
 # Options of the program that are followed by a value: what follows them is no path to check.
 VALUE_OPTIONS=" --db --chunk-size --chunk-entries --max-containers --cpus --memory --threads --stall-after --give-up \
---engine --image --exclude "
+--dir-entries --depth --engine --image --exclude "
 
 say() { printf 'run_smart_scan.sh: %s\n' "$*" >&2; }
 

@@ -190,9 +190,9 @@ class Line:
 
     def control_groups(self) -> Iterator[Path]:
         """Find the control groups that our commands made and left."""
-        for process in self._started:
-            if process.returncode is not None:
-                yield from Path("/sys/fs/cgroup").glob(f"**/smart-scan-{process.pid}.*")
+        ended = tuple(f"smart-scan-{p.pid}." for p in self._started if p.returncode is not None)
+        for folder, names, _ in os.walk("/sys/fs/cgroup"):  # other groups come and go meanwhile
+            yield from (Path(folder, name) for name in names if name.startswith(ended))
 
     # -- the catalogue -----------------------------------------------------------------------------------
 
