@@ -11,23 +11,41 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 COMMAND = (sys.executable, "-m", "smartscan.cli")
 # What a data directory holds at rest; the reserve only where the disk has much more space.
-AT_REST = {"smart_catalog.db", "smart_catalog.db-shm", "smart_catalog.db-wal", "smart_catalog.reserve", "locks"}
+AT_REST = {"smart_catalog" + end for end in (".db", ".db-shm", ".db-wal", ".reserve")} | {"locks"}
 
 
-def run(*words: object, code: int | None = 0, **more: Any) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end; its exit status is checked (None: any), and a traceback is never an answer."""
+def command_of(user: int) -> dict[str, Any] | None:
+    """Give what `run` and `start` need to run the command as another user; for root.
+
+    None where there is no Python that it may run: that of a test may lie in root's home.
+    """
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    environment = {"PATH": os.defpath, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    for python in (sys.executable, f"/usr/bin/python{version}"):
+        more = {"user": user, "group": user, "extra_groups": [], "cwd": "/", "env": environment}
+        with contextlib.suppress(OSError):
+            words = [python, "-c", "import smartscan, click, xxhash"]
+            if subprocess.run(words, capture_output=True, check=False, **more).returncode == 0:
+                return {"command": (python, *COMMAND[1:]), **more}
+    return None
+
+
+def run(*words: object, code: int | None = 0, command: Sequence[str] = COMMAND,
+        **more: Any) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end; its exit status is checked (None: any), a traceback is never an answer."""
     done = subprocess.run(
-        [*COMMAND, *map(_word, words)], capture_output=True, text=True, timeout=150, stdin=subprocess.DEVNULL,
-        **more,
+        [*command, *map(_word, words)], stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        timeout=150, **more,
     )  # fmt: skip
     assert "Traceback" not in done.stderr and "fault of the program" not in done.stderr, done.stderr
-    assert code is None or done.returncode == code, f"exit status {done.returncode}: {done.stdout}{done.stderr}"
+    said = f"exit status {done.returncode}: {done.stdout}{done.stderr}"
+    assert code is None or done.returncode == code, said
     return done
 
 

@@ -272,9 +272,9 @@ def _check_dirs(held: Holdings, *, stale: bool) -> None:
         own_dirs[above] += entry.type == "d"
         total = sums[above]
         total[1] += 1
-        if entry.type != "d" and entry.counted != 0 and entry.size is not None:
+        if entry.type != "d" and entry.counted != 0:
             total[0] += entry.type == "f"
-            total[2] += entry.size
+            total[2] += entry.size or 0
             total[3] += 512 * (entry.blocks or 0)
         if entry.type == "d" and held.scans[-1]["state"] == "complete":
             assert path in held.dirs, f"{path!r} is a directory without a row"

@@ -277,7 +277,10 @@ class Intake:
         self._subtract(path, d.id, d.dev, which)
         conn.execute(f"DELETE FROM entry AS e WHERE e.dir_id = ?{which}", one)
         conn.execute(f"DELETE FROM symlink AS e WHERE e.dir_id = ?{which}", one)
-        conn.execute("DELETE FROM largest WHERE mount_id = ? AND dir_id = ?", (self.ingest.mount_id, d.id))
+        conn.execute(
+            f"DELETE FROM largest AS e WHERE e.mount_id = ? AND e.dir_id = ?{which}",
+            (self.ingest.mount_id, d.id),
+        )
         largest: list[tuple[int, int, bytes]] = []
         doubles: list[tuple[int, bytes]] = []
         seen: set[int] = set()
@@ -288,6 +291,7 @@ class Intake:
             is_file = kind == "f"
             self.totals.of(path).entries += 1
             if size is None or kind == "d":
+                self.totals.of(path).files += is_file  # one whose stat did not answer
                 continue
             if counted is not None:
                 if ino in seen or self._is_counted((d.dev, ino)):
@@ -326,6 +330,7 @@ class Intake:
         ):
             total.entries -= 1
             if size is None or kind == "d" or counted == 0:
+                total.files -= size is None and kind == "f"
                 continue
             if counted:
                 self.freed.add((dev, ino))
