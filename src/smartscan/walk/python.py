@@ -19,7 +19,7 @@ import threading
 import time
 from array import array
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from smartscan.codec.python import (
     BIG,
@@ -38,6 +38,20 @@ from smartscan.codec.python import (
     unchanged_record,
     xxh64,
 )
+from smartscan.walk.tokens import (
+    M32,
+    M64,
+    PAIR,
+    Job,
+    Name,
+    Node,
+    Stat,
+    job_token,
+    pack_names,
+    read_job,
+    stat_of,
+    unpack_names,
+)
 
 SLOT_BYTES = 16384
 FOUND, LISTED, EXCLUDED, DENIED, TIMED_OUT, IO_ERROR, OTHER_MOUNT, VANISHED = range(8)
@@ -47,10 +61,8 @@ BLOCK_NAMES = 8192  # names of one record; a directory with more is split into b
 OUT_BYTES = 1 << 20  # a batch ends when it holds this much
 DENTS_BYTES = 64 << 10
 PATH_MAX = 4096
-_M32, _M64 = (1 << 32) - 1, (1 << 64) - 1
 _SLOT = struct.Struct("<QQQQQIIII")
 _DENT = struct.Struct("<QqHB")  # linux_dirent64: d_ino, d_off, d_reclen, d_type; then the name
-_PAIR = struct.Struct("<QQ")
 _TEXT = SLOT_BYTES - _SLOT.size
 # File systems of the kernel's own making: nothing on them is stored anywhere.
 _PSEUDO = frozenset({
@@ -94,96 +106,6 @@ _getdents = _find_getdents(_libc)
 def _oserror() -> OSError:
     code = ctypes.get_errno()
     return OSError(code, os.strerror(code))
-
-
-class Node(NamedTuple):
-    """A directory above, to recognise loops."""
-
-    dev: int
-    ino: int
-    depth: int
-    above: Node | None
-
-
-class Job(NamedTuple):
-    """A directory to list."""
-
-    path: bytes
-    flags: int
-    above: Node | None
-
-
-class Stat(NamedTuple):
-    """What stat says, as a record has it."""
-
-    size: int
-    blocks: int
-    mtime_ns: int
-    ctime_ns: int
-    ino: int
-    nlink: int
-    mode: int
-    uid: int
-    gid: int
-    dev: int
-
-
-class Name(NamedTuple):
-    """A name as the directory itself gives it."""
-
-    name: bytes
-    ino: int
-    type: int  # DT_*
-
-
-def _clamp(ns: int) -> int:
-    """As the C does where seconds times 10^9 do not fit 64 bits."""
-    limit = (1 << 63) // 10**9
-    if ns // 10**9 > limit - 1:
-        return (1 << 63) - 1
-    return -(1 << 63) if ns // 10**9 < 1 - limit else ns
-
-
-def _stat(st: os.stat_result) -> Stat:
-    dev = os.major(st.st_dev) << 32 | os.minor(st.st_dev)
-    return Stat(st.st_size & _M64, st.st_blocks & _M64, _clamp(st.st_mtime_ns), _clamp(st.st_ctime_ns),
-                st.st_ino, st.st_nlink & _M32, st.st_mode, st.st_uid & _M32, st.st_gid & _M32, dev)
-
-
-def _job_read(token: bytes) -> Job:
-    if len(token) < 8:
-        raise ValueError("not a job")
-    depth, flags = struct.unpack_from("<II", token)
-    start = 8 + 16 * depth
-    if len(token) < start:
-        raise ValueError("not a job")
-    above = None
-    for dev, ino in _PAIR.iter_unpack(token[8:start]):
-        above = Node(dev, ino, above.depth + 1 if above else 1, above)
-    return Job(token[start:], flags, above)
-
-
-def _job_token(job: Job) -> bytes:
-    chain = []
-    node = job.above
-    while node:
-        chain.append(_PAIR.pack(node.dev, node.ino))
-        node = node.above
-    return struct.pack("<II", len(chain), job.flags) + b"".join(reversed(chain)) + job.path
-
-
-def _blob(names: list[Name]) -> bytes:
-    return b"".join(struct.pack("<QB", n.ino, n.type) + n.name + b"\0" for n in names)
-
-
-def _unblob(blob: bytes) -> list[Name]:
-    names, at = [], 0
-    while at + 10 <= len(blob):
-        end = blob.find(b"\0", at + 9)
-        end = len(blob) if end < 0 else end
-        names.append(Name(blob[at + 9:end], *struct.unpack_from("<QB", blob, at)))
-        at = end + 1
-    return names
 
 
 def _join(above: bytes, name: bytes) -> bytes:
@@ -235,7 +157,7 @@ class Slot:
     def _add(self, number: int, n: int) -> None:
         at = self._at + 8 * number
         (have,) = struct.unpack_from("<Q", self._view, at)
-        struct.pack_into("<Q", self._view, at, have + n & _M64)
+        struct.pack_into("<Q", self._view, at, have + n & M64)
 
 
 Tokens = list[bytes]
@@ -250,9 +172,9 @@ class Walker:
         self.view = memoryview(shared).cast("B")
         self.patterns = patterns
         self.known: dict[int, int] = {}
-        for key, digest in _PAIR.iter_unpack(known[:len(known) // 16 * 16]):
+        for key, digest in PAIR.iter_unpack(known[:len(known) // 16 * 16]):
             self.known.setdefault(key or 1, digest)
-        self.root_dev = _stat(os.fstat(root_fd)).dev
+        self.root_dev = stat_of(os.fstat(root_fd)).dev
         self.noatime = os.O_NOATIME
         self.has_openat2 = self._try_openat2()
         self.avoided: set[bytes] = set()
@@ -286,7 +208,7 @@ class Walker:
     def walk(self, jobs: Tokens, slot: int, budget_ns: int) -> tuple[bytes, Tokens, Tokens, Any]:
         """List directories depth first until the budget is spent; see _native.Walker.walk."""
         batch = Batch(self, Slot(self.view, slot))
-        batch.stack = [_job_read(token) for token in reversed(jobs)]
+        batch.stack = [read_job(token) for token in reversed(jobs)]
         large = None
         until = time.monotonic_ns() + budget_ns
         while batch.stack and large is None:
@@ -305,17 +227,17 @@ class Walker:
         here.path(path)
         names, end = _read_names(fd, here)
         here.idle()
-        return _blob(names), len(names), end
+        return pack_names(names), len(names), end
 
     def stat_names(self, token: bytes, fd: int, names: bytes, dev: int, ino: int, own_blocks: int, block: int,
                    slot: int) -> tuple[bytes, Tokens, Tokens]:
         """Make the record of a block of a large directory; see _native.Walker.stat_names."""
         batch = Batch(self, Slot(self.view, slot))
-        job = _job_read(token)
+        job = read_job(token)
         node = Node(dev, ino, job.above.depth + 1 if job.above else 1, job.above)
         batch.slot.path(job.path)
         header = NONE._replace(dev=dev, ino=ino, own_blocks=own_blocks, block=block, flags=BIG, state=LISTED)
-        batch.write(fd, job, node, _unblob(names), header)
+        batch.write(fd, job, node, unpack_names(names), header)
         if job.flags & FILES:
             batch.take_left(0)
         batch.slot.idle()
@@ -411,7 +333,7 @@ def _is_pseudo(fd: int) -> bool:
     if _libc.fstatfs(fd, buffer):
         return False
     (kind,) = struct.unpack_from("@l", buffer)
-    return kind & _M32 in _PSEUDO
+    return kind & M32 in _PSEUDO
 
 
 class Batch:
@@ -431,7 +353,7 @@ class Batch:
             fd, job, own, node = opened
             names, end = _read_names(fd, self.slot)
             if end == 0:
-                return _job_token(job), fd, _blob(names), own.dev, own.ino, own.blocks
+                return job_token(job), fd, pack_names(names), own.dev, own.ino, own.blocks
             state = LISTED
             if end < 0:
                 state = _STATES.get(-end, IO_ERROR)
@@ -451,7 +373,7 @@ class Batch:
 
     def result(self) -> tuple[bytes, Tokens, Tokens]:
         """Records, jobs not done, subdirectories of FILES roots."""
-        return b"".join(self.out), [_job_token(j) for j in self.stack], [_job_token(j) for j in self.left]
+        return b"".join(self.out), [job_token(j) for j in self.stack], [job_token(j) for j in self.left]
 
     def take_left(self, keep: int) -> None:
         """Put the jobs above the first `keep` aside."""
@@ -497,7 +419,7 @@ class Batch:
             else:
                 self.slot.op(STAT, name.name)
                 try:
-                    st = _stat(os.stat(name.name, dir_fd=fd, follow_symlinks=False))
+                    st = stat_of(os.stat(name.name, dir_fd=fd, follow_symlinks=False))
                 except OSError as e:
                     failed = e.errno or errno.EIO
             if failed == errno.ENOENT:
@@ -531,7 +453,7 @@ class Batch:
         """Whether a directory is as it was when it was opened, by its own times."""
         self.slot.op(STAT)
         with contextlib.suppress(OSError):
-            now = _stat(os.fstat(fd))
+            now = stat_of(os.fstat(fd))
             return (now.mtime_ns, now.ctime_ns) == (own.mtime_ns, own.ctime_ns)
         return False
 
@@ -560,14 +482,14 @@ class Batch:
         if not path:
             return None
         try:
-            st = _stat(os.fstat(self.walker.root_fd))
+            st = stat_of(os.fstat(self.walker.root_fd))
             node = Node(st.dev, st.ino, 1, None)
         except OSError:
             return None
         with contextlib.suppress(OSError):
             at = path.find(b"/")
             while 0 <= at < PATH_MAX - 1:
-                st = _stat(os.stat(path[:at], dir_fd=self.walker.root_fd, follow_symlinks=False))
+                st = stat_of(os.stat(path[:at], dir_fd=self.walker.root_fd, follow_symlinks=False))
                 node = Node(st.dev, st.ino, node.depth + 1, node)
                 at = path.find(b"/", at + 1)
         return node
@@ -580,7 +502,7 @@ class Batch:
         except OSError:
             return None
         try:
-            return _stat(os.fstat(fd))
+            return stat_of(os.fstat(fd))
         except OSError:
             return None
         finally:
@@ -611,7 +533,7 @@ class Batch:
             return None
         slot.op(STAT)
         try:
-            own = _stat(os.fstat(fd))
+            own = stat_of(os.fstat(fd))
         except OSError as e:
             os.close(fd)
             err = e.errno or errno.EIO
