@@ -26,6 +26,7 @@ from smartscan.supervisor import (
     Command,
     Create,
     Created,
+    Delayed,
     Done,
     End,
     Ending,
@@ -428,6 +429,16 @@ def test_a_pause_stops_the_clocks_and_burns_no_attempt() -> None:
     assert desk(Unpaused()) == [Start(2, 2), Start(3, 1), Resume()]
     assert desk.later(4) == []
     assert desk.later(1) == [Kill(1, 1, Outcome.STALLED)]
+
+
+def test_what_a_late_caller_did_not_see_is_held_against_nobody() -> None:
+    desk = Desk(2)
+    desk(Added(1, (A,)), Added(2, (B,)), Tick(), Started(1, 1), Started(2, 1))
+    desk.now += 2 * SILENCE_S  # a write to the catalogue took so long
+    assert desk(Delayed(2 * SILENCE_S)) == []
+    assert desk(Progressed(1, 1, 1, 10)) == []
+    assert desk.later(SILENCE_S - 1) == []
+    assert desk.later(1) == [Kill(1, 1, Outcome.STALLED), Kill(2, 1, Outcome.STALLED)]
 
 
 def test_without_an_engine_a_kill_proves_nothing() -> None:
@@ -845,6 +856,7 @@ class World:
             self.pauses -= 1
             self.paused = True
             self.handle(Paused("engine gone"))
+            self.handle(Delayed(self.random.choice((0.0, 1.0, 50.0))))
             self.tell_later(self.random.choice((1, 100)), self.unpause)
 
     def unpause(self) -> None:

@@ -209,6 +209,15 @@ class Line:
     def listing(self) -> dict[bytes, Listed]:
         return catalogues.listing(self.db)
 
+    def unhappy(self) -> str:
+        """Tell of the attempts that did not end well, for whoever looks at a failed test."""
+        rows = self.query(
+            "SELECT chunk_id, number, outcome, exit_code, log_tail, (SELECT group_concat(detail, ' | ') "
+            "FROM event WHERE event.chunk_id = attempt.chunk_id AND event.attempt = attempt.number) "
+            "FROM attempt WHERE outcome IS NOT 'sealed'"
+        )
+        return "\n".join(map(str, rows))
+
     def events(self, kind: str) -> list[str]:
         rows = self.query("SELECT detail FROM event WHERE kind = ? ORDER BY id", kind)
         return [detail.decode() for (detail,) in rows]

@@ -109,6 +109,7 @@ def examine(path: Path, mountinfo: bytes | None = None) -> Storage:
 
     `mountinfo` is for tests. CatalogueFull, CatalogueError: nothing can be written there at all.
     """
+    directory.make_room(path)
     folder = Path(os.path.realpath(path.parent))
     info = mounts.lookup(os.fsencode(folder), mounts.read() if mountinfo is None else mountinfo)
     fs_type = info.fs_type if info else ""

@@ -15,6 +15,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+from smartscan.catalogue import directory
 from smartscan.catalogue.migrations import VERSION
 from smartscan.catalogue.open import APPLICATION_ID, sqlite_errors
 from smartscan.catalogue.rows import Directory, LargeFile, Mount, Problem, Tally, Totals
@@ -58,9 +59,15 @@ def _connect(path: Path) -> sqlite3.Connection:
         # A catalogue at rest in a folder where we may not create the shared memory of its log. Nobody
         # writes it, else there were files beside it, so it may be read as the plain file it is.
         refused = error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
-        if not refused or _in_use(path):
+        if refused and not _in_use(path):
+            return _look(path, f"{uri}&immutable=1")
+        if not directory.is_full(path):
             raise
+    # The index of the log finds no space. Without a log there is nothing to index; else there is a reserve.
+    if not _log_bytes(path):
         return _look(path, f"{uri}&immutable=1")
+    directory.release_reserve(path)
+    return _look(path, uri)
 
 
 def _look(path: Path, uri: str) -> sqlite3.Connection:
@@ -82,6 +89,11 @@ def _look(path: Path, uri: str) -> sqlite3.Connection:
     raise CatalogueError(
         f"the catalogue {path} has version {version}, and this program reads {VERSION}; {remedy}"
     )
+
+
+def _log_bytes(path: Path) -> int:
+    logs = (path.with_name(path.name + end) for end in ("-wal", "-journal"))
+    return sum(log.stat().st_size for log in logs if log.exists())
 
 
 def _in_use(path: Path) -> bool:

@@ -9,6 +9,7 @@ import contextlib
 import logging
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from errno import EIO, ETIMEDOUT
@@ -34,6 +35,7 @@ from smartscan.run.collect import (
     salvaged,
     summed_up,
 )
+from smartscan.run.patience import Watch, refuses
 from smartscan.run.request import Glance, Request
 from smartscan.run.workers import REMOVE_S, Attempt, Workers, furnish
 from smartscan.shard import leftover_files
@@ -47,7 +49,9 @@ STATUS_S = 0.5  # between questions to the engine whether a worker lives
 NOTE_S = 1.0  # between writes of progress to the catalogue
 ROOM_S = 2.0  # between tries while the catalogue's disk is full
 ABANDONED_S = 1.0  # one that hangs in the kernel is not waited for; `cleanup` collects it
-EXIT_NO_SHARE = 10
+EXIT_NO_SHARE, EXIT_NO_OUTPUT = 10, 11  # of workers
+DRIVEN_OUT = 5  # attempts in which a chunk's folder could not be written and the chunk is not to blame
+LATE_S = 2.0  # a loop that was away for longer has seen nobody's progress
 
 
 class Controller:
@@ -76,6 +80,10 @@ class Controller:
         self.attempts: dict[int, Attempt] = {}
         self.chunks: dict[int, Chunk] = {}
         self.workers = Workers(engine, at_a_time=request.max_containers)
+        self.watch = Watch(request.say, request.db.parent, request.limits.stall_s)
+        self.homeless: list[Attempt] = []  # ended because they could not write; collected when there is room
+        self.driven_out: Counter[int] = Counter()  # how often, by chunk
+        self.tried_at = 0.0
         self.maker = ChunkMaker(ingest, at_a_time=request.max_containers, event=self.event)
         self.stuck: set[bytes] = set()  # b"" among them: the mount itself does not answer
         self.fs: dict[str, int] | None = None
@@ -113,12 +121,16 @@ class Controller:
             self.tell(sup.Exited(attempt.chunk.id, attempt.number))
         self.tell(sup.Tick())
         while self.ending is None:
+            self._come_round()
             if self.stops > self.stops_seen:
                 self.stops_seen += 1
                 self.tell(sup.StopRequested())
             busy = self.workers.hear()
             for attempt in list(self.attempts.values()):
+                self._come_round()
                 busy |= self._look(attempt)
+            if self.homeless:
+                self._try_room()
             self._note()
             wake = self.supervisor.wake_at(time.monotonic())
             if wake is not None and wake <= time.monotonic():
@@ -127,6 +139,12 @@ class Controller:
                 time.sleep(LOOK_S)
         return self.ending
 
+    def _come_round(self) -> None:
+        """Say that the loop lives; where it was away for long, nobody is judged by what it did not see."""
+        away_s = self.watch.alive()
+        if away_s > LATE_S:
+            self.tell(sup.Delayed(away_s))
+
     def close(self) -> None:
         """Let removals come to their end, but not for ever; what still runs is killed."""
         for attempt in self.attempts.values():
@@ -134,6 +152,7 @@ class Controller:
         self.workers.close()
         if self.ending is not None:
             self.workers.hear()
+        self.watch.close()
 
     def tell(self, event: sup.Event) -> None:
         """Tell the supervisor what happened, and do what it says; what belongs together commits together."""
@@ -162,9 +181,9 @@ class Controller:
             with transaction(self.conn):
                 write()
 
-        self._patiently(commit)
+        self.patiently(commit)
 
-    def _patiently(self, action: Callable[[], T]) -> T:
+    def patiently(self, action: Callable[[], T]) -> T:
         """Do something with the catalogue, however long it takes: a full disk pauses and costs no attempt."""
         told = False
         while True:
@@ -179,6 +198,7 @@ class Controller:
                     self.supervisor.handle(sup.Paused(str(e)), time.monotonic())
                 self.ingest.forget()
                 self.lock.beat()
+                self.watch.alive()
                 if self.stops > self.stops_seen + 1:
                     raise
                 time.sleep(ROOM_S)
@@ -187,7 +207,8 @@ class Controller:
             self.paused = None
             self.request.say("Going on: the catalogue can be written again.")
             directory.keep_reserve(self.request.db)
-            self.tell(sup.Unpaused())
+            if not self.homeless:
+                self.tell(sup.Unpaused())
         return done
 
     def event(self, kind: str, detail: str, chunk_id: int | None = None, attempt: int | None = None) -> None:
@@ -435,7 +456,9 @@ class Controller:
             return
         attempt.status = status
         result = read_result(attempt.folder)
-        if status.exit_code == EXIT_NO_SHARE and result is None:
+        if status.exit_code == EXIT_NO_OUTPUT and self.driven_out[attempt.chunk.id] < DRIVEN_OUT:
+            self._make_wait(attempt, status.log_tail.strip().rpartition("\n")[2])
+        elif status.exit_code == EXIT_NO_SHARE and result is None:
             self._no_share(attempt, status.log_tail.strip() or f"{show(self.request.path)} cannot be opened")
         else:
             self._over(attempt, result, oom=status.oom)
@@ -446,6 +469,30 @@ class Controller:
             self.tell(sup.MountUnreachable(attempt.chunk.id, attempt.number))
         else:
             self.tell(sup.Exited(attempt.chunk.id, attempt.number, oom))
+
+    def _make_wait(self, attempt: Attempt, message: str) -> None:
+        """Let an attempt that could not write wait until its folder takes files: no fault of its chunk."""
+        attempt.exited = True
+        self.driven_out[attempt.chunk.id] += 1
+        self.homeless.append(attempt)
+        self.tried_at = time.monotonic()
+        error = refuses(self.request.work)
+        why = str(directory.explained(error, self.request.db.parent)) if error else message
+        self.tell(sup.Paused(why or f"{self.request.work} could not be written"))
+
+    def _try_room(self) -> None:
+        """Go on with attempts that could not write, once their folders take files again."""
+        if time.monotonic() - self.tried_at < ROOM_S:
+            return
+        self.tried_at = time.monotonic()
+        directory.release_reserve(self.request.db)
+        if refuses(self.request.work):
+            return
+        attempts, self.homeless = self.homeless, []
+        for attempt in attempts:  # still paused: no fault of theirs
+            self.tell(sup.Exited(attempt.chunk.id, attempt.number))
+        directory.keep_reserve(self.request.db)
+        self.tell(sup.Unpaused())
 
     def _no_share(self, attempt: Attempt, message: str) -> None:
         attempt.exited = True
@@ -471,7 +518,7 @@ class Controller:
         path = attempt.folder / name
         number, now = attempt.number, time.time()
         try:
-            counts = self._patiently(lambda: self.ingest.shard(attempt.chunk.id, number, path, now))
+            counts = self.patiently(lambda: self.ingest.shard(attempt.chunk.id, number, path, now))
             self.seen |= counts is not None and counts.dirs > 0
         except ShardError as e:
             log.warning("chunk %d: shard refused: %s", attempt.chunk.id, e)

@@ -357,8 +357,18 @@ class _Scan:
                     ledger.end(self.conn, self.scan_id, state, None, mount_dead=True, at=now)
             self._tidy()
             raise error
-        certificate = None
-        state = ScanState.CANCELLED
+        state, dead = c.patiently(lambda: self._settle(ending, now))
+        self._tidy()
+        status = {ScanState.COMPLETE: EXIT_OK, ScanState.CANCELLED: EXIT_INTERRUPTED}.get(
+            state, EXIT_INCOMPLETE
+        )
+        return Report(
+            self.scan_id, state, EXIT_MOUNT_DEAD if dead and state is ScanState.INCOMPLETE else status
+        )
+
+    def _settle(self, ending: sup.Ending, now: float) -> tuple[ScanState, bool]:
+        """Write the account of the scan; gives its state, and whether the mount is dead."""
+        c, certificate, state = self.controller, None, ScanState.CANCELLED
         with opening.transaction(self.conn):
             if ending is not sup.Ending.CANCELLED:
                 for path, _, retry_at in self.avoid:
@@ -375,13 +385,7 @@ class _Scan:
                 ledger.due_at_once(self.conn, self.mount_id, self.scan_id, now)
             ledger.end(self.conn, self.scan_id, state, certificate, mount_dead=dead, at=now)
             ledger.event(self.conn, self.scan_id, "ended", f"the scan is {state}", now)
-        self._tidy()
-        status = {ScanState.COMPLETE: EXIT_OK, ScanState.CANCELLED: EXIT_INTERRUPTED}.get(
-            state, EXIT_INCOMPLETE
-        )
-        return Report(
-            self.scan_id, state, EXIT_MOUNT_DEAD if dead and state is ScanState.INCOMPLETE else status
-        )
+        return state, dead
 
     def _not_tried(self, path: bytes, retry_at: float | None, now: float) -> None:
         """A path that is left alone for now is missing from this scan, and it says why."""

@@ -25,6 +25,7 @@ from smartscan.supervisor.words import (
     Command,
     Create,
     Created,
+    Delayed,
     Done,
     End,
     Ending,
@@ -197,6 +198,9 @@ class Supervisor:
                 self._pause(reason, now)
             case Unpaused():
                 self._unpause(now)
+            case Delayed(seconds):
+                for run in self._runs.values():
+                    run.since, run.seen_at = min(now, run.since + seconds), min(now, run.seen_at + seconds)
             case StopRequested():
                 self._stop_all(now)
             case Tick():

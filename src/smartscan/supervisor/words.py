@@ -167,6 +167,13 @@ class Unpaused:
 
 
 @dataclass(frozen=True, slots=True)
+class Delayed:
+    """The caller could not look for so long: what moved meanwhile was not seen, and nobody is to blame."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class StopRequested:
     """The user wants it to end; a second time: at once."""
 
@@ -297,7 +304,7 @@ class End:
 OfAttempt: TypeAlias = (
     Started | StartFailed | Progressed | Exited | KillReturned | Collected | MountUnreachable
 )  # fmt: skip
-Event: TypeAlias = OfAttempt | Added | Adopted | Created | Paused | Unpaused | StopRequested | Tick
+Event: TypeAlias = OfAttempt | Added | Adopted | Created | Paused | Unpaused | Delayed | StopRequested | Tick
 Command: TypeAlias = (
     Start | Yield | Stop | Kill | Collect | Abandon
     | Create | Retry | Done | Quarantine | Pause | Resume | MountDead | End

@@ -27,6 +27,7 @@ from smartscan.worker.orders import Orders
 from smartscan.worker.walker import DEAD, SPARE_SLOTS, Walker
 
 EXIT_NO_SHARE = 10  # the mount's root is missing or cannot be opened
+EXIT_NO_OUTPUT = 11  # the attempt's folder cannot be written: no fault of the chunk
 TICK_S = 0.2  # orders are obeyed and progress is written at least this often
 PROGRESS_S = 0.5
 KILL_GRACE_S = 1.0  # faults.md: the only test of a hung process is whether SIGKILL reaps it
@@ -47,6 +48,7 @@ class Guard:
         self.given = 0
         self.final: dict[str, Any] | None = None
         self.failure = ""
+        self.unwritable = False
         self.storage = mounts.lookup(orders.share, mounts.read())
         self.pid = 0
         self.status: int | None = None
@@ -55,12 +57,10 @@ class Guard:
         """Run the attempt to its end; returns the exit status."""
         fs_type = self.storage.fs_type if self.storage else ""
         if self.orders.fs_type not in (None, fs_type):
-            print(
+            _say(
                 f"{show(self.orders.share)} is on {fs_type or 'nothing'} now, and the catalogue knows "
                 f"it on {self.orders.fs_type}: "
-                "is the share mounted? If it moved for good, use --moved",
-                file=sys.stderr,
-                flush=True,
+                "is the share mounted? If it moved for good, use --moved"
             )
             return EXIT_NO_SHARE
         from_walker, out = os.pipe()
@@ -121,7 +121,7 @@ class Guard:
         elif "end" in message:
             self.final = message
         elif "failed" in message:
-            self.failure = message["failed"]
+            self.failure, self.unwritable = message["failed"], message["unwritable"]
 
     def _hung(self, now: float) -> bool:
         """The walker as a whole moved nothing for longer than its own watch would allow."""
@@ -178,6 +178,12 @@ class Guard:
                 return False
             time.sleep(0.002)
 
+    def kill(self) -> None:
+        """Leave no walker behind."""
+        if self.pid and self.status is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+
     def _result(self, why: str, reaped: bool) -> int:
         self._progress(time.monotonic())
         walker = "ended" if reaped else "abandoned"
@@ -195,7 +201,7 @@ class Guard:
             )
             return 0
         if self.share_id is None and self.failure:
-            print(self.failure, file=sys.stderr, flush=True)
+            _say(self.failure)
             return EXIT_NO_SHARE
         stuck = self._stuck_now() if why == "hung" else []
         given = [root for _, roots in leftover_files(self.folder) for root in roots]
@@ -205,12 +211,12 @@ class Guard:
             message = DEAD if self.share_id is None else "the walker stopped moving as a whole"
         else:
             outcome, message = Outcome.FAILED, self.failure or f"the walker died: {_death(self.status)}"
-        print(message, file=sys.stderr, flush=True)
+        _say(message)
         self._write(
             outcome, list(left.shards), [r.to_json() for r in left.leftover], stuck, None, walker, message,
             dead=why == "hung" and self.share_id is None,
         )  # fmt: skip
-        return 0
+        return EXIT_NO_OUTPUT if self.unwritable else 0
 
     def _stuck_now(self) -> list[dict[str, Any]]:
         now, found = time.monotonic(), []
@@ -276,6 +282,12 @@ class Guard:
         )
 
 
+def _say(text: object) -> None:
+    """Leave a last word in the log, which may lie on the disk that is full."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
+
+
 def _death(status: int | None) -> str:
     if status is None:
         return "and cannot be reaped"
@@ -292,13 +304,17 @@ def _child(folder: Path, orders: Orders, shared: Any, out: int, orders_in: int) 
         walker.run(orders_in)
         status = 0
     except OSError as e:
-        where = e.filename if isinstance(e.filename, str | bytes) else orders.share  # it may be a descriptor
-        walker.say(
-            failed=f"{show(os.fsencode(where))}: {e.strerror or e}; "
-            "check the path, and whether the share is mounted"
-        )
+        if not walker.opening:  # else the errors of the share are data
+            walker.say(failed=f"{folder}: {e.strerror or e}", unwritable=True)
+        else:
+            where = e.filename if isinstance(e.filename, str | bytes) else orders.share  # or a descriptor
+            walker.say(
+                failed=f"{show(os.fsencode(where))}: {e.strerror or e}; "
+                "check the path, and whether the share is mounted",
+                unwritable=False,
+            )
     except BaseException:  # noqa: BLE001 - the program loop of this process: whatever it is, the guard must hear of it
-        walker.say(failed=traceback.format_exc(limit=-4))
+        walker.say(failed=traceback.format_exc(limit=-4), unwritable=False)
     finally:
         os._exit(status)
 
@@ -310,7 +326,7 @@ def main(argv: list[str]) -> int:
     try:
         orders = Orders.read(folder)
     except ShardError as e:
-        print(e, file=sys.stderr)
+        _say(e)
         return 2
     gc.set_threshold(200_000, 20, 20)  # jobs come and go by the thousand, none of them in a cycle
     guard = Guard(folder, orders)
@@ -319,7 +335,13 @@ def main(argv: list[str]) -> int:
         (folder / "stop").touch()
 
     signal.signal(signal.SIGTERM, on_term)
-    return guard.run()
+    try:
+        return guard.run()
+    except OSError as e:  # of the folder: the guard touches nothing else
+        _say(f"{folder}: {e.strerror or e}")
+        return EXIT_NO_OUTPUT
+    finally:
+        guard.kill()
 
 
 __all__ = ["Guard", "Root", "main"]

@@ -125,6 +125,7 @@ class Walker:
         self.fs: dict[str, int] | None = None
         self.core: Any = None
         self.root_fd = -1
+        self.opening = False  # the share is being opened: its errors are not data yet
         self.asked_at: float | None = None  # when the share was last asked for a sign of life
         self.answered = True
 
@@ -453,6 +454,8 @@ class Walker:
     def run(self, orders_fd: int) -> None:
         """Walk the chunk to its end or limit. Returns when all but hung threads are done."""
         self.started = time.monotonic()
+        known = (self.folder / "known.bin").read_bytes() if self.orders.known else b""
+        self.opening = True
         self.root_fd = root_fd = open_share(self.orders.share)
         share_id = identity(root_fd)
         if self.orders.share_id not in (None, share_id):
@@ -463,7 +466,7 @@ class Walker:
             )
         if is_empty(root_fd):  # before any chunk finds that what it begins with has vanished
             raise OSError(errno.ENOENT, "it is empty", self.orders.share)
-        known = (self.folder / "known.bin").read_bytes() if self.orders.known else b""
+        self.opening = False
         self.core = open_walker(
             root_fd,
             self.shared,
