@@ -34,13 +34,18 @@ def prepare(path: Path, *, create: bool) -> None:
             if not (create and folder == config.data_dir()):
                 raise _missing(folder)
             folder.mkdir(parents=True)
-        for place, rights in ((folder, os.W_OK | os.X_OK), (path, os.W_OK)):
-            if not os.access(place, rights, effective_ids=True) and place.exists():
-                read_only = os.statvfs(place).f_flag & os.ST_RDONLY
-                why = "is on a read-only file system" if read_only else "may not be written by this user"
-                raise CatalogueError(f"{place} {why}; choose another catalogue with --db")
+        check_writable(folder)
+        check_writable(path, os.W_OK)
     except OSError as error:
         raise explained(error, folder) from error
+
+
+def check_writable(place: Path, rights: int = os.W_OK | os.X_OK) -> None:
+    """See that a file or folder, where it is there, may be written; else CatalogueError."""
+    if not os.access(place, rights, effective_ids=True) and place.exists():
+        read_only = os.statvfs(place).f_flag & os.ST_RDONLY
+        why = "is on a read-only file system" if read_only else "may not be written by this user"
+        raise CatalogueError(f"{place} {why}; choose another catalogue with --db")
 
 
 def make_room(path: Path) -> None:

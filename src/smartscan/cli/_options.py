@@ -45,6 +45,7 @@ def command(*, examples: Sequence[str]) -> Callable[[Callable[..., int | None]],
                 ["--db"],
                 type=click.Path(dir_okay=False, path_type=Path),
                 metavar="FILE",
+                callback=_file,
                 help="The catalogue; without it, smart_catalog.db in the data directory.",
             ),
             click.Option(
@@ -62,6 +63,12 @@ def command(*, examples: Sequence[str]) -> Callable[[Callable[..., int | None]],
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+
+
+def _file(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
+    if value == Path():
+        raise click.BadParameter("it is empty", ctx, param)
+    return value
 
 
 def _verbose(ctx: click.Context, param: click.Parameter, value: int) -> None:

@@ -118,6 +118,8 @@ def _run(request: Request, *, only_failed: bool) -> Report:
                 functools.partial(opening.open_catalogue, request.db, create=not only_failed, storage=storage)
             )
             directory.give_to_owner(request.db)
+            for folder in (request.work.parent, request.work):
+                directory.check_writable(folder)  # else every start would fail, and be tried again for ever
             try:
                 return _Scan(request, engine, bulk, lock, only_failed=only_failed).run()
             finally:
