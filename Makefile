@@ -20,13 +20,13 @@ test: setup
 	if [ -x tests/docker-down ]; then tests/docker-down >/dev/null; fi; \
 	exit $$status
 
-# What a change must pass before it is committed; about a minute.
+# What a change must pass before it is committed: some minutes. Real hangs and containers are in `make test`.
 check: setup
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 	$(PYTHON) tools/docs.py --check
-	$(PYTHON) -m pytest -q -m 'not slow and not docker' $(ARGS)
+	$(PYTHON) -m pytest -q -m 'not slow and not docker' --ignore=tests/faults $(ARGS)
 
 # Compile the native walk again.
 native:
