@@ -16,7 +16,7 @@ import pytest
 
 from changes import change
 from command import command_of, ended_at_last, run, scan, scan_words, start, until
-from trees import Fifo, Hard, Link, OddTree, Tree, build, churning, find_listing, odd_tree
+from trees import Fifo, File, Hard, Link, OddTree, Tree, build, churning, find_listing, odd_tree
 from truth import check_consistent, check_same_tree, device, differences, du, expected, holdings
 from users import NOBODY, may_mount
 
@@ -347,6 +347,32 @@ def _count(db: Path, table: str) -> int:
             return int(conn.execute(f"SELECT count(*) FROM {table}").fetchone()[0])
     except sqlite3.Error:
         return 0
+
+
+@pytest.mark.root
+def test_sums_beyond_what_sqlite_can_count_are_exact(tmp_path, db):
+    share = tmp_path / "share"
+    share.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "share", share], check=True)  # it takes files of 2^63 - 1 bytes
+    try:
+        build(share, {"a": {f"{n}.img": File(2**62, sparse=True) for n in range(3)}, "b": {"c": {}}})
+        os.link(share / "a" / "0.img", share / "b" / "c" / "0 again.img")
+        build(share / "b", {"most": File(2**63 - 1, sparse=True), "little": File(5)})
+        scan(share, db, "--chunk-entries", 1)
+        check_consistent(holdings(db, "Media"))
+        assert "EB" in run("stats", "--db", db).stdout
+        for name in ("0.img", "1.img", "2.img"):
+            (share / "a" / name).unlink()
+        scan(share, db)
+        held = holdings(db, "Media")
+        check_consistent(held)
+        check_same_tree(held, find_listing(share))
+        (share / "b" / "most").unlink()
+        done = json.loads(scan(share, db, "--json").stdout)
+        assert done["catalogued"]["bytes"] == 2**62 + 5
+        run("monitor", "--once", "--db", db)
+    finally:
+        subprocess.run(["umount", "--lazy", share], check=True)
 
 
 @pytest.mark.root

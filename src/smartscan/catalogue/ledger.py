@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from errno import EEXIST, ETIMEDOUT
 from typing import Any
 
+from smartscan.catalogue.numbers import signed
 from smartscan.errors import UsageError
 from smartscan.model import Chunk, ChunkState, DirState, Outcome, Progress, Root, ScanState, Scope, Usage
 
@@ -301,7 +302,7 @@ def progress(
     conn.execute(
         "UPDATE attempt SET progressed_at = ?, entries = ?, dirs = ?, bytes = ?, disk_bytes = ? WHERE "
         "chunk_id = ? AND number = ?",
-        (moved_at, p.entries, p.dirs, p.bytes, p.disk_bytes, chunk_id, number),
+        (moved_at, p.entries, p.dirs, signed(p.bytes), signed(p.disk_bytes), chunk_id, number),
     )
     conn.execute("DELETE FROM reading WHERE chunk_id = ?", (chunk_id,))
     conn.executemany(
@@ -360,8 +361,8 @@ def taken(conn: sqlite3.Connection, chunk_id: int, attempt: int, name: str, at: 
 
 _USAGE = (
     "SELECT d.id, CAST(d.name AS BLOB), d.bytes, d.disk_bytes, d.entries, d.own_entries, d.disk_bytes "
-    "- ifnull((SELECT "
-    "sum(c.disk_bytes) FROM dir AS c WHERE c.mount_id = d.mount_id AND c.parent_id = d.id), 0) FROM "
+    "- (SELECT CAST(total(c.disk_bytes) AS INTEGER) FROM dir AS c "
+    "WHERE c.mount_id = d.mount_id AND c.parent_id = d.id) FROM "
     "dir AS d WHERE d.mount_id = ? "
 )
 

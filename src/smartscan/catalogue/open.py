@@ -16,7 +16,7 @@ from importlib import resources
 from pathlib import Path
 
 from smartscan import mounts
-from smartscan.catalogue import directory, lock
+from smartscan.catalogue import directory, lock, numbers
 from smartscan.catalogue.migrations import VERSION, migrate, run_script
 from smartscan.errors import CatalogueBusy, CatalogueError, CatalogueFull
 
@@ -174,6 +174,7 @@ def _not_ours(path: Path) -> CatalogueError:
 def _connect(path: Path) -> sqlite3.Connection:
     conn = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None)
     conn.text_factory = os.fsdecode
+    conn.create_function("plus", 2, numbers.plus, deterministic=True)
     return conn
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from smartscan.catalogue import directory
 from smartscan.catalogue.migrations import VERSION
+from smartscan.catalogue.numbers import unsigned
 from smartscan.catalogue.open import APPLICATION_ID, sqlite_errors
 from smartscan.catalogue.rows import Directory, LargeFile, Mount, Problem, Tally, Totals
 from smartscan.errors import CatalogueError, UsageError
@@ -123,29 +124,36 @@ def mounts(db: sqlite3.Connection, name: str | None = None) -> list[Mount]:
 
 def totals(db: sqlite3.Connection, mount: Mount) -> Totals:
     """Tell what the catalogue holds of a mount, whichever scans saw it."""
-    files, size, disk = db.execute(
-        "SELECT ifnull(sum(files), 0), ifnull(sum(bytes), 0), ifnull(sum(disk_bytes), 0)"
-        " FROM tally WHERE mount_id = ? AND dimension = 'size'",
-        (mount.id,),
-    ).fetchone()
+    files = size = disk = 0
+    for row in db.execute(
+        "SELECT files, bytes, disk_bytes FROM tally WHERE mount_id = ? AND dimension = 'size'", (mount.id,)
+    ):
+        files, size, disk = files + row[0], size + unsigned(row[1]), disk + unsigned(row[2])
     root = db.execute(
         "SELECT entries, bytes, disk_bytes FROM dir WHERE mount_id = ? AND parent_id IS NULL", (mount.id,)
     ).fetchone()
     entries, all_bytes, all_disk = root or (0, 0, 0)
     # The tally is kept from shard to shard; it is ahead of the tree's totals while a scan runs.
-    return Totals(files, max(entries, files), max(all_bytes, size), max(all_disk, disk))
+    return Totals(
+        files, max(entries, files), max(unsigned(all_bytes), size), max(unsigned(all_disk), disk)
+    )
 
 
 def tally(db: sqlite3.Connection, among: Iterable[Mount], dimension: str) -> list[Tally]:
     """Give the totals along a dimension (extension, owner, month, size), most disk bytes first."""
     ids = [mount.id for mount in among]
-    rows = db.execute(
-        "SELECT key, sum(files), sum(bytes), sum(disk_bytes) FROM tally"
-        f" WHERE dimension = ? AND mount_id IN ({_marks(ids)})"
-        " GROUP BY key HAVING sum(files) > 0 ORDER BY sum(disk_bytes) DESC, sum(bytes) DESC, key",
+    sums: dict[str, list[int]] = {}  # not by SQLite's sum(), which fails where 63 bits do not do
+    for key, files, size, disk in db.execute(
+        "SELECT key, files, bytes, disk_bytes FROM tally"
+        f" WHERE dimension = ? AND mount_id IN ({_marks(ids)})",
         (dimension, *ids),
-    )
-    return [Tally(*row) for row in rows]
+    ):
+        cell = sums.setdefault(key, [0, 0, 0])
+        cell[0] += files
+        cell[1] += unsigned(size)
+        cell[2] += unsigned(disk)
+    rows = [Tally(key, *cell) for key, cell in sums.items() if cell[0] > 0]
+    return sorted(rows, key=lambda row: (-row.disk_bytes, -row.bytes, row.key))
 
 
 def largest_files(db: sqlite3.Connection, among: Iterable[Mount], *, limit: int) -> list[LargeFile]:
@@ -196,11 +204,12 @@ def _rank(row: tuple[Any, ...]) -> tuple[int, int, int]:
 
 
 def _children(db: sqlite3.Connection, mount_id: int, dir_id: int | None, limit: int) -> list[tuple[Any, ...]]:
-    return db.execute(
+    rows = db.execute(
         "SELECT mount_id, id, state, reason, scan_id, files, entries, bytes, disk_bytes FROM dir"
         " WHERE mount_id = ? AND parent_id IS ? ORDER BY disk_bytes DESC, bytes DESC, id LIMIT ?",
         (mount_id, dir_id, limit),
-    ).fetchall()
+    )
+    return [(*row[:-2], unsigned(row[-2]), unsigned(row[-1])) for row in rows]
 
 
 def incomplete_directories(db: sqlite3.Connection, mount: Mount) -> set[int]:
@@ -233,7 +242,10 @@ def missing(db: sqlite3.Connection, mount: Mount, *, limit: int) -> list[Directo
         f" WHERE mount_id = ? AND {_MISSING_SQL} AND state <> 'found' ORDER BY id LIMIT ?",
         (mount.id, limit),
     ).fetchall()
-    return [Directory(mount, path_of(db, row[0]), True, DirState(row[1]), *row[2:]) for row in rows]
+    return [
+        Directory(mount, path_of(db, row[0]), True, DirState(row[1]), *row[2:-2], *map(unsigned, row[-2:]))
+        for row in rows
+    ]
 
 
 def path_of(db: sqlite3.Connection, dir_id: int) -> bytes:

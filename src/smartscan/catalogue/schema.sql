@@ -6,7 +6,7 @@
 -- Conventions: *_at is Unix seconds (REAL), *_ns is nanoseconds, sizes are bytes, `blocks` counts
 -- 512 bytes as in stat(2). Paths and names are TEXT that holds the raw bytes of the file system,
 -- UTF-8 or not: read them as bytes. A path is relative to its mount; '' is the mount itself.
--- NULL means unknown, never zero.
+-- NULL means unknown, never zero. Sums of bytes are kept modulo 2^64: read a negative one as unsigned.
 
 -- A share that the user named.
 CREATE TABLE mount (

@@ -29,6 +29,7 @@ from smartscan.catalogue import open as opening
 from smartscan.catalogue.bulk import Bulk, open_bulk
 from smartscan.catalogue.ingest import Ingest, refill_largest
 from smartscan.catalogue.lock import MountLock
+from smartscan.catalogue.numbers import unsigned
 from smartscan.errors import (
     EXIT_INCOMPLETE,
     EXIT_INTERRUPTED,
@@ -421,6 +422,7 @@ class _Scan:
             (mount_id,),
         ).fetchone()
         files, entries, size, disk = row or (0, 0, 0, 0)
+        size, disk = unsigned(size), unsigned(disk)
         (problems,) = conn.execute(
             "SELECT count(*) FROM problem WHERE mount_id = ? AND cleared_at IS NULL", (mount_id,)
         ).fetchone()

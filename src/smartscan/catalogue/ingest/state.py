@@ -24,11 +24,6 @@ FAILED = (DirState.DENIED, DirState.TIMED_OUT, DirState.IO_ERROR)
 LEFT_OUT = (DirState.EXCLUDED, DirState.OTHER_MOUNT)  # on purpose: what was inside goes from the catalogue
 
 
-def signed(value: int) -> int:
-    """An unsigned 64-bit number as SQLite can hold it."""
-    return value - (1 << 64) if value >> 63 else value
-
-
 @dataclass(slots=True)
 class Counts:
     """What ingesting one shard brought."""

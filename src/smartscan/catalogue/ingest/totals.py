@@ -8,6 +8,7 @@ from __future__ import annotations
 import sqlite3
 from dataclasses import dataclass
 
+from smartscan.catalogue.numbers import signed
 from smartscan.codec import kinds
 
 
@@ -79,10 +80,10 @@ class Totals:
         conn, mount_id = self.conn, self.mount_id
         conn.executemany(
             "INSERT INTO tally VALUES (?, ?, CAST(? AS TEXT), ?, ?, ?) ON CONFLICT DO UPDATE SET "
-            "files = files + excluded.files, bytes = bytes + excluded.bytes, "
-            "disk_bytes = disk_bytes + excluded.disk_bytes",
+            "files = files + excluded.files, bytes = plus(bytes, excluded.bytes), "
+            "disk_bytes = plus(disk_bytes, excluded.disk_bytes)",
             [
-                (mount_id, kinds.DIMENSIONS[dimension], key, *cell)
+                (mount_id, kinds.DIMENSIONS[dimension], key, *map(signed, cell))
                 for (dimension, key), cell in self.cells.items()
                 if any(cell)
             ],

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from smartscan.catalogue.ingest.largest import LARGEST
-from smartscan.catalogue.ingest.state import FAILED, LEFT_OUT, STATES, Counts, Dir, Large, NewRow, signed
+from smartscan.catalogue.ingest.state import FAILED, LEFT_OUT, STATES, Counts, Dir, Large, NewRow
 from smartscan.catalogue.ingest.totals import Totals
+from smartscan.catalogue.numbers import signed
 from smartscan.catalogue.problems import note_problem
 from smartscan.codec import codec
 from smartscan.errors import MountError
@@ -156,7 +157,7 @@ class Intake:
         listed = state == DirState.LISTED
         digest = signed(r.dir_digest) if listed else None
         n, dirs = (large.entries, large.dirs) if large else (r.n, r.subdirs)
-        own_blocks = r.own_blocks if r.own_blocks or listed else d.own_blocks
+        own_blocks = signed(r.own_blocks) if r.own_blocks or listed else d.own_blocks
         row = self.rows.get(d.id)
         if row is not None:
             row.values = (state.value, reason, scan_id, signed(r.dev), digest, n, dirs, own_blocks)
@@ -402,11 +403,11 @@ class Intake:
         for path, s in sums.items():
             d = cache.get(path) or self.ingest.find(path)
             assert d is not None, path
-            totals[d.id] = (s.files, s.entries, s.bytes, s.disk_bytes)
+            totals[d.id] = (s.files, s.entries, signed(s.bytes), signed(s.disk_bytes))
         self._write_rows(totals)
         conn.executemany(
-            "UPDATE dir SET files = files + ?, entries = entries + ?, bytes = bytes + ?, "
-            "disk_bytes = disk_bytes + ? WHERE id = ?",
+            "UPDATE dir SET files = files + ?, entries = entries + ?, bytes = plus(bytes, ?), "
+            "disk_bytes = plus(disk_bytes, ?) WHERE id = ?",
             [(*s, id_) for id_, s in totals.items() if any(s)],
         )
 

@@ -14,8 +14,9 @@ from pathlib import Path
 from smartscan import shard as shards
 from smartscan.catalogue.bulk import UNKNOWN_MODE, Bulk
 from smartscan.catalogue.ingest.largest import Largest
-from smartscan.catalogue.ingest.state import LEFT_OUT, STATES, Counts, Dir, Large, signed
+from smartscan.catalogue.ingest.state import LEFT_OUT, STATES, Counts, Dir, Large
 from smartscan.catalogue.ingest.window import NOT_LISTED, Intake
+from smartscan.catalogue.numbers import signed
 from smartscan.catalogue.open import transaction
 from smartscan.codec import codec
 from smartscan.model import DirState, Op, Root, Scope, show
@@ -80,7 +81,7 @@ class Ingest:
                     Intake(self, window, counts, at).take()
                 self.conn.execute(
                     "INSERT INTO shard VALUES (?, ?, ?, ?, ?, ?, ?)",
-                    (chunk_id, attempt, path.name, counts.entries, counts.dirs, counts.bytes, at),
+                    (chunk_id, attempt, path.name, counts.entries, counts.dirs, signed(counts.bytes), at),
                 )
                 self._count(chunk_id, counts)
         except BaseException:
@@ -145,15 +146,15 @@ class Ingest:
         self._count_difference(nothing.counts)
 
     def _count(self, chunk_id: int, c: Counts) -> None:
-        totals = (c.entries, c.dirs, c.bytes, c.disk_bytes)
+        totals = (c.entries, c.dirs, signed(c.bytes), signed(c.disk_bytes))
         self.conn.execute(
-            "UPDATE chunk SET entries = entries + ?, dirs = dirs + ?, bytes = bytes + ?, "
-            "disk_bytes = disk_bytes + ? WHERE id = ?",
+            "UPDATE chunk SET entries = entries + ?, dirs = dirs + ?, bytes = plus(bytes, ?), "
+            "disk_bytes = plus(disk_bytes, ?) WHERE id = ?",
             (*totals, chunk_id),
         )
         self.conn.execute(
-            "UPDATE scan SET entries = entries + ?, dirs = dirs + ?, bytes = bytes + ?, "
-            "disk_bytes = disk_bytes + ? WHERE id = ?",
+            "UPDATE scan SET entries = entries + ?, dirs = dirs + ?, bytes = plus(bytes, ?), "
+            "disk_bytes = plus(disk_bytes, ?) WHERE id = ?",
             (*totals, self.scan_id),
         )
         self._count_difference(c)
