@@ -9,10 +9,12 @@ import contextlib
 import os
 import signal
 import sqlite3
+import subprocess
 import time
 from contextlib import closing
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -65,12 +67,23 @@ def check_as_if_undisturbed(share: Path, db: Path, listing: Path | None = None) 
     return held
 
 
+def look(db: Path, sql: str) -> Any:
+    """Ask a catalogue for one value while somebody writes it; None where there is none yet."""
+    uri = db.as_uri() + "?mode=ro"
+    with contextlib.suppress(sqlite3.Error), closing(sqlite3.connect(uri, uri=True)) as conn:
+        row = conn.execute(sql).fetchone()
+        return row and row[0]
+    return None
+
+
 def shards_in(db: Path) -> int:
     """Count the shards that are in the catalogue already."""
-    with contextlib.suppress(sqlite3.Error):
-        with closing(sqlite3.connect(db.as_uri() + "?mode=ro", uri=True)) as conn:
-            return int(conn.execute("SELECT count(*) FROM shard").fetchone()[0])
-    return 0
+    return look(db, "SELECT count(*) FROM shard") or 0
+
+
+def is_complete(db: Path, scans: int = 1) -> bool:
+    """Whether so many scans came to their end; perhaps just before somebody killed the last."""
+    return bool(look(db, f"SELECT count(*) >= {scans} FROM scan WHERE state = 'complete'"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -134,19 +147,16 @@ def test_a_controller_killed_again_and_again(share, db, part):
     chance = Random(f"{SEED}-{part}")
     print(f"SMART_SCAN_SEED={SEED}")
     kills = 0
-    while kills < -(-KILLS // 4):
+    while kills < -(-KILLS // 4) and not is_complete(db):
         with ended_at_last(start(*scan_words(share, db, *SMALL))) as scanning:
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 scanning.wait(chance.choice((0.05, 0.15, 0.3, 0.6, 1.2)) * chance.uniform(0.5, 1.5))
-            done = scanning.poll()
+            assert scanning.poll() in (None, 0)
             scanning.kill()
-        assert done in (None, 0), f"exit status {done}"
         until(lambda: not workers_of(db), 5)  # nothing outlives its controller
-        if done == 0:  # too late: the next is another scan
-            break
         kills += 1
     print(f"{kills} kills")
-    if done is None:
+    if not is_complete(db):
         scan(share, db, *SMALL)
     check_as_if_undisturbed(share, db)
 
@@ -163,13 +173,17 @@ def test_a_rescan_killed_again_and_again(share, db, tmp_path):
         (mine / f"in {n % 8}" / f"new {n}").mkdir()
     os.link(mine / "in 3" / "film 3" / "1.mkv", mine / "another name.avi")
     os.unlink(mine / "links" / "3")
-    for _ in range(5):
+    kills = 0
+    while kills < KILLS // 3 and not is_complete(db, 2):
         with ended_at_last(start(*scan_words(mine, db, *SMALL))) as scanning:
-            with contextlib.suppress(Exception):
-                scanning.wait(chance.uniform(0.1, 0.8))
-            assert scanning.poll() is None
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                scanning.wait(chance.uniform(0.15, 0.5))
+            assert scanning.poll() in (None, 0)
+            kills += 1
     until(lambda: not workers_of(db), 5)
-    scan(mine, db, *SMALL)
+    if not is_complete(db, 2):
+        scan(mine, db, *SMALL)
+    print(f"{kills} kills")
     held = holdings(db, "Media")
     check_consistent(held)
     check_same_tree(held, find_listing(mine))
@@ -211,4 +225,36 @@ def test_no_worker_outlives_a_controller_that_was_killed(share, db):
         until(lambda: not workers_of(db), 2)
     run("cleanup", "--db", db)
     scan(share, db, *SMALL)
+    check_as_if_undisturbed(share, db)
+
+
+def test_other_rules_begin_a_new_scan(share, db):
+    with ended_at_last(start(*scan_words(share, db, *SMALL))) as scanning:
+        until(lambda: shards_in(db) > 3 or scanning.poll() is not None)
+        scanning.kill()
+    until(lambda: not workers_of(db), 5)
+    done = scan(share, db, "--exclude", "film 1*")
+    assert "this one begins anew" in done.stderr
+    held = holdings(db, "Media")
+    check_consistent(held)
+    closed = [f"in {y}/film {n}".encode() for y in range(8) for n in (1, 10, 11)]
+    check_same_tree(held, find_listing(share), without=closed)
+    assert [s["state"] for s in held.scans] == ["incomplete", "complete"]
+    assert held.chunk_states.keys() == {"done", "quarantined"}
+
+
+@pytest.mark.parametrize("nohup", [False, True])
+def test_a_closed_terminal_stops_it_unless_that_is_ignored(share, db, nohup):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if nohup else signal.SIG_DFL)
+    try:
+        process = start(*scan_words(share, db, *SMALL))
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    with ended_at_last(process) as scanning:
+        until(lambda: shards_in(db) > 3 or process.poll() is not None)
+        scanning.send_signal(signal.SIGHUP)
+        _, err = scanning.communicate(timeout=60)
+    assert scanning.returncode == (0 if nohup else 130), err
+    if not nohup:
+        scan(share, db, *SMALL)
     check_as_if_undisturbed(share, db)

@@ -117,6 +117,27 @@ def resume(
     conn.execute("DELETE FROM reading WHERE chunk_id IN (SELECT id FROM chunk WHERE scan_id = ?)", (scan_id,))
 
 
+def options(conn: sqlite3.Connection, scan_id: int) -> dict[str, Any]:
+    """What was noted of a scan's limits and rules."""
+    return dict(json.loads(conn.execute("SELECT options FROM scan WHERE id = ?", (scan_id,)).fetchone()[0]))
+
+
+def give_up(conn: sqlite3.Connection, scan_id: int, at: float) -> None:
+    """Close a scan that was stopped and will not go on."""
+    conn.execute(
+        "UPDATE attempt SET outcome = 'cancelled', ended_at = ? WHERE outcome IS NULL AND chunk_id IN "
+        "(SELECT id FROM chunk WHERE scan_id = ?)",
+        (at, scan_id),
+    )
+    conn.execute(
+        "UPDATE chunk SET state = 'quarantined', ended_at = ? WHERE scan_id = ? AND state IN ('pending', "
+        "'running')",
+        (at, scan_id),
+    )
+    end(conn, scan_id, ScanState.INCOMPLETE, None, mount_dead=False, at=at)
+    event(conn, scan_id, "ended", "given up: a scan under other rules begins", at)
+
+
 def forget_scan(conn: sqlite3.Connection, scan_id: int, mount_id: int) -> None:
     """Remove a scan that never saw anything, and its mount where that was its first."""
     conn.execute("DELETE FROM event WHERE scan_id = ?", (scan_id,))

@@ -13,7 +13,7 @@ from typing import Any
 
 from smartscan import config
 from smartscan.errors import UsageError
-from smartscan.model import Limits, Progress, Resources, Rules, show
+from smartscan.model import Limits, Progress, Resources, Rules, b64, show, unb64
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +84,22 @@ class Request:
             "max_containers": self.max_containers,
             "give_up": self.give_up,
             "patterns": [show(p) for p in self.rules.patterns],
+            "patterns_b64": [b64(p) for p in self.rules.patterns],
             "system_dirs": self.rules.system_dirs,
             "system_dirs_version": config.SYSTEM_DIRS_VERSION,
             "one_file_system": self.rules.one_file_system,
             "image": self.image,
             "analyze": self.analyze,
         }
+
+
+def rules_of(options: dict[str, Any]) -> Rules:
+    """Give the rules that `options` noted."""
+    return Rules(
+        tuple(unb64(p) for p in options.get("patterns_b64", ())),
+        options.get("system_dirs", True),
+        options.get("one_file_system", False),
+    )
 
 
 def namespace(db: Path) -> str:

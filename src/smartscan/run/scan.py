@@ -41,7 +41,7 @@ from smartscan.errors import (
 from smartscan.model import Chunk, ChunkState, DirState, Op, Root, ScanState, Scope
 from smartscan.plan import PlannedChunk, pack, plan
 from smartscan.run.controller import Controller
-from smartscan.run.request import Glance, Request, namespace
+from smartscan.run.request import Glance, Request, namespace, rules_of
 
 MISSING_NAMED = 1000  # directories that a certificate names; a report finds the others in the catalogue
 
@@ -156,6 +156,7 @@ class _Scan:
             self.mount_id = ledger.mount(self.conn, request.name, request.path, self.now)
             self.scan_id = self._open()
             self.rescan = ledger.was_scanned(self.conn, self.mount_id, before=self.scan_id)
+        request = self.request  # with the rules of the scan that goes on
         if self.new and request.analyze:
             self._survey()
         if not self.only_failed:
@@ -234,6 +235,15 @@ class _Scan:
             if self.only_failed
             else ledger.unfinished(self.conn, self.mount_id)
         )
+        if old is not None:
+            rules = rules_of(ledger.options(self.conn, old))
+            if self.only_failed:
+                self.request = replace(self.request, rules=rules)
+                options = self.request.options()
+            elif rules != self.request.rules:
+                self.request.say("The last scan was stopped under other rules; this one begins anew.")
+                ledger.give_up(self.conn, old, self.now)
+                old = None
         if old is not None:
             ledger.resume(self.conn, old, engine=engine, controller=holder, options=options, at=self.now)
             ledger.event(
@@ -478,7 +488,7 @@ class _Scan:
 
     @contextmanager
     def _interrupts(self) -> Iterator[None]:
-        """Ctrl-C and SIGTERM ask the scan to end; a second one does not wait for its workers."""
+        """Ctrl-C, SIGTERM and a terminal that closes ask the scan to end; a second one does not wait."""
 
         def on_signal(_number: int, _frame: Any) -> None:
             self.controller.stops += 1
@@ -488,7 +498,10 @@ class _Scan:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {s: signal.signal(s, on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+        # What is ignored stays so: under nohup a scan goes on, in the background Ctrl-C does not stop it.
+        ends = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        heard = [number for number in ends if signal.getsignal(number) != signal.SIG_IGN]
+        before = {number: signal.signal(number, on_signal) for number in heard}
         try:
             yield
         finally:
