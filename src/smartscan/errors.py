@@ -28,6 +28,12 @@ class MountError(SmartScannerError):
     exit_status = 10
 
 
+class MountSilent(MountError):
+    """The share does not answer, not even to be opened; exit status 4."""
+
+    exit_status = EXIT_MOUNT_DEAD
+
+
 class EngineError(SmartScannerError):
     """Workers cannot be started at all (no engine, no image, refused limits); exit status 11."""
 

@@ -209,6 +209,14 @@ class Line:
     def listing(self) -> dict[bytes, Listed]:
         return catalogues.listing(self.db)
 
+    def outcomes(self, outcome: str | None = None) -> list[str]:
+        """Give how attempts ended so far, all or those that ended so; empty while there is no catalogue."""
+        try:
+            rows = self.query("SELECT outcome FROM attempt WHERE outcome IS NOT NULL")
+        except sqlite3.Error:
+            return []
+        return [end.decode() for (end,) in rows if outcome in (None, end.decode())]
+
     def unhappy(self) -> str:
         """Tell of the attempts that did not end well, for whoever looks at a failed test."""
         rows = self.query(

@@ -7,6 +7,7 @@ fails to read as "malformed", so that word alone is never a reason to delete or 
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 import tempfile
 from collections.abc import Iterator
@@ -217,8 +218,13 @@ def _leave_wal(path: Path) -> None:
 
 def _try_wal(path: Path) -> str | None:
     """Use write-ahead logging as a scan and a report beside it do; say what failed."""
+    mine = f".probe-{os.stat('/proc/self/ns/pid').st_ino}-"  # a pid means something in its namespace only
+    for old in path.parent.glob(f"{mine}*"):
+        pid = old.name.removeprefix(mine).partition("-")[0]
+        if pid.isdigit() and not Path("/proc", pid).exists():
+            shutil.rmtree(old, ignore_errors=True)
     try:
-        folder = tempfile.TemporaryDirectory(prefix=".probe-", dir=path.parent)
+        folder = tempfile.TemporaryDirectory(prefix=f"{mine}{os.getpid()}-", dir=path.parent)
     except OSError as error:
         raise directory.explained(error, path.parent) from error
     scratch = Path(folder.name) / "probe.db"

@@ -20,6 +20,8 @@ WORKER_MODULE = "smartscan.worker"
 LOG_TAIL_BYTES = 8192  # enough for a Python traceback, small enough for a row of the catalogue
 PIDS_LIMIT = 512  # a worker has two processes and tens of threads; a runaway one must not take the host
 OOM_SCORE_ADJ = 500  # the kernel, short of memory, takes a worker before the controller or a service
+START_S = 30.0  # create and start a container: a second; longer means that the storage behind a mount hangs
+START_LEAST_S = 10.0  # a NAS that starts ten containers at once takes seconds for each
 AUTO_WAIT_S = 2.0  # an engine that takes longer to say its version would make every start slow
 
 
@@ -81,8 +83,8 @@ class Engine(Protocol):
         """Start a worker in its existing folder and give its id.
 
         EngineError: nothing runs, and the fault is not the chunk's. MountError: the engine's host has
-        no such share. A start that is given up after its deadline may still happen when the storage
-        answers again; its folder then holds `stop`, so that it ends at once.
+        no such share; MountSilent: it does not answer. A start that is given up after its deadline may
+        still happen when the storage answers again; its folder then holds `stop`, so that it ends at once.
         """
 
     def status(self, worker_id: str) -> Status:
@@ -102,13 +104,19 @@ class Engine(Protocol):
 
 
 def choose(
-    name: str, *, namespace: str, image: str = WORKER_IMAGE, command: Sequence[str] | None = None
+    name: str,
+    *,
+    namespace: str,
+    image: str = WORKER_IMAGE,
+    command: Sequence[str] | None = None,
+    start_s: float = START_S,
 ) -> tuple[Engine, str]:
     """Open the engine called `auto`, `docker` or `local`, and say in one sentence why it is this one.
 
     `namespace` tells the workers of one data directory from those of another. `auto` takes Docker where an
     engine answers within 2 seconds and has the worker image, else local processes; a chosen engine that
-    cannot work raises EngineError. `command` replaces the worker's program.
+    cannot work raises EngineError. `command` replaces the worker's program; `start_s` is how
+    long the start of a container may take, which hangs where the share does.
     """
     from smartscan.engine import local
 
@@ -123,7 +131,9 @@ def choose(
         url = sockets.locate(AUTO_WAIT_S)
         from smartscan.engine import docker  # imported late: the SDK takes a tenth of a second
 
-        engine = docker.Docker(namespace, url=url, image=image, command=command, connect_s=AUTO_WAIT_S)
+        engine = docker.Docker(
+            namespace, url=url, image=image, command=command, connect_s=AUTO_WAIT_S, start_s=start_s
+        )
         engine.check()
     except EngineError as error:
         if name == "docker":

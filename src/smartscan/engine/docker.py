@@ -26,6 +26,7 @@ from smartscan.engine import (
     LOG_TAIL_BYTES,
     OOM_SCORE_ADJ,
     PIDS_LIMIT,
+    START_S,
     WORKER_MODULE,
     Found,
     Job,
@@ -34,14 +35,14 @@ from smartscan.engine import (
     host,
     owner,
 )
-from smartscan.errors import EngineError, MountError
+from smartscan.errors import EngineError, MountError, MountSilent
 from smartscan.model import Resources, show
 
 LABEL = "io.github.smart-scanner."
 VERSION_LABEL = "org.opencontainers.image.version"
 ATTEMPT = "/attempt"  # where a worker finds its folder
 CALL_S = 10.0  # inspect, list, logs: milliseconds, but seconds on a NAS that starts ten containers
-START_S = 30.0  # create and start: a second; longer means that the storage behind a mount hangs
+LATE_STARTS = 2  # in a row, while the engine answers otherwise: the share is dead
 SNAPSHOT_S = 0.1  # many workers are asked after at once; one list answers for all
 LOG_LINES = 60
 CPU_SHARES = 512  # half of the default weight, where the kernel cannot limit CPUs
@@ -105,6 +106,7 @@ class Docker:
         self._owner = owner.mark(self._container)
         self._manner = _Manner(cpu_quota=bool(self._info.get("CpuCfsQuota", True)))
         self._lock = threading.Lock()
+        self._late_starts = 0
         self._seen: dict[str, str] | None = None
         self._seen_at = -SNAPSHOT_S
         self._ended: dict[str, Status] = {}
@@ -160,12 +162,24 @@ class Docker:
             except requests.Timeout:
                 with contextlib.suppress(OSError):
                     (job.folder / "stop").touch()
-                raise EngineError(
-                    f"The Docker engine did not start a worker within {self._start_s:g} s; "
-                    f"does {show(job.share)} answer?"
-                ) from None
+                raise self._late(job) from None
             except UNREACHABLE as error:
                 raise self._silent(error) from None
+
+    def _late(self, job: Job) -> EngineError | MountSilent:
+        """Say whose fault it is that a start did not come to its end: who mounts a dead share hangs with it.
+
+        A busy engine is late as well, so that the share is blamed only the second time in a row.
+        """
+        self._late_starts += 1
+        said = f"The {self._product} engine did not start a worker within {self._start_s:g} s; "
+        try:
+            self._list(self._namespace)
+        except UNREACHABLE as error:
+            return self._silent(error)
+        if self._late_starts < LATE_STARTS:
+            return EngineError(f"{said}does {show(job.share)} answer?")
+        return MountSilent(f"{said}it answers otherwise, and {show(job.share)} does not.")
 
     def status(self, worker_id: str) -> Status:
         if worker_id in self._ended:
@@ -342,6 +356,7 @@ class Docker:
         except docker.errors.APIError:
             self.remove(worker_id)
             raise
+        self._late_starts = 0
         return worker_id
 
     def _create(self, config: Any, job: Job) -> str:

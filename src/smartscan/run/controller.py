@@ -22,11 +22,19 @@ from smartscan.catalogue.ingest import Ingest
 from smartscan.catalogue.lock import MountLock
 from smartscan.catalogue.open import transaction
 from smartscan.engine import Engine, Job, Status
-from smartscan.errors import CatalogueBusy, CatalogueFull, EngineError, MountError, ShardError
-from smartscan.model import Chunk, ChunkState, DirState, Outcome, Root, show
+from smartscan.errors import (
+    CatalogueBusy,
+    CatalogueFull,
+    EngineError,
+    MountError,
+    MountSilent,
+    ShardError,
+)
+from smartscan.model import Chunk, ChunkState, DirState, Op, Outcome, Root, WalkError, show
 from smartscan.run.chunks import ChunkMaker
 from smartscan.run.collect import (
     Result,
+    Stuck,
     note_end,
     note_stuck,
     read_progress,
@@ -361,10 +369,19 @@ class Controller:
         )
 
     def _refused(self, attempt: Attempt, error: EngineError | MountError) -> None:
-        if isinstance(error, MountError):
+        if isinstance(error, MountSilent):
+            self._silent(attempt)
+        elif isinstance(error, MountError):
             self._no_share(attempt, str(error))
         else:
             self._not_started(attempt, str(error))
+
+    def _silent(self, attempt: Attempt) -> None:
+        """The engine could not even mount the share for a worker: its root hangs."""
+        attempt.exited = True
+        stuck = Stuck(WalkError(b"", Op.OPEN, ETIMEDOUT, self.request.limits.stall_s), noted=False)
+        self._stuck(Result(Outcome.STALLED, (), (), (stuck,)))
+        self.tell(sup.MountUnreachable(attempt.chunk.id, attempt.number))
 
     def _not_started(self, attempt: Attempt, message: str) -> None:
         chunk_id, number = attempt.chunk.id, attempt.number
