@@ -2,7 +2,7 @@
 
 Touches: the catalogue, attempt folders, the engine. Never the share, not even with stat: a dead mount would
 hang it. `scan` opens and closes, `controller` is the loop, `workers` asks the engine, `chunks` makes chunks,
-`collect` takes in what attempts brought.
+`collect` takes in what attempts brought, `patience` waits for our own disk, `story` has the words of events.
 """
 
 from smartscan.run.request import Request

@@ -9,7 +9,7 @@ import json
 import sqlite3
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from smartscan.catalogue.ingest import Ingest
 from smartscan.catalogue.problems import note_problem
 from smartscan.engine import Status
 from smartscan.model import DirState, Op, Outcome, Progress, Reading, Root, WalkError, unb64
+from smartscan.run.workers import Attempt
 from smartscan.shard import leftover_files, salvage
 
 
@@ -84,6 +85,36 @@ def _error(data: dict[str, Any]) -> WalkError:
         float(data["waited_s"]),
         str(data["wchan"]),
     )
+
+
+def brought(attempt: Attempt, status: Status, hint: Outcome | None, *, stall_s: float) -> Result:
+    """Say what an attempt brought: what its result says, or what can be salvaged where there is none."""
+    result = None if hint is Outcome.LOST else read_result(attempt.folder)
+    if result is None:
+        ended, message = Outcome.FAILED, status.log_tail.strip().rpartition("\n")[2]
+        if status.oom:
+            ended = Outcome.OOM
+        elif attempt.adopted and status.exit_code is None:  # no fault of the chunk
+            ended, message = Outcome.CANCELLED, "its controller had ended"
+        return salvaged(
+            attempt.folder, attempt.chunk.roots, hint or ended, stall_s=stall_s, message=message
+        )
+    if result.outcome is Outcome.FAILED and status.oom:
+        return replace(result, outcome=Outcome.OOM)
+    return result
+
+
+def less_damaged(attempt: Attempt, result: Result, *, stall_s: float) -> Result:
+    """Say what an attempt brought without the shards that were refused meanwhile."""
+    again = salvaged(
+        attempt.folder,
+        attempt.chunk.roots,
+        Outcome.FAILED,
+        stall_s=stall_s,
+        known_stuck=result.stuck,
+        message="a shard was damaged; its part is listed again",
+    )
+    return replace(again, abandoned=result.abandoned)
 
 
 def salvaged(

@@ -9,9 +9,7 @@ import contextlib
 import logging
 import shutil
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from errno import EIO, ETIMEDOUT
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,29 +20,14 @@ from smartscan.catalogue.ingest import Ingest
 from smartscan.catalogue.lock import MountLock
 from smartscan.catalogue.open import transaction
 from smartscan.engine import Engine, Job, Status
-from smartscan.errors import (
-    CatalogueBusy,
-    CatalogueFull,
-    EngineError,
-    MountError,
-    MountSilent,
-    ShardError,
-)
+from smartscan.errors import CatalogueBusy, CatalogueFull, EngineError, MountError, MountSilent, ShardError
 from smartscan.model import Chunk, ChunkState, DirState, Op, Outcome, Root, WalkError, show
+from smartscan.run import collect
 from smartscan.run.chunks import ChunkMaker
-from smartscan.run.collect import (
-    Result,
-    Stuck,
-    note_end,
-    note_stuck,
-    read_progress,
-    read_result,
-    read_share_id,
-    salvaged,
-    summed_up,
-)
-from smartscan.run.patience import Watch, refuses
+from smartscan.run.collect import Result, Stuck
+from smartscan.run.patience import ROOM_S, Homeless, Watch
 from smartscan.run.request import Glance, Request
+from smartscan.run.story import words_of
 from smartscan.run.workers import REMOVE_S, Attempt, Workers, furnish
 from smartscan.shard import leftover_files
 from smartscan.worker.orders import Orders
@@ -55,10 +38,8 @@ T = TypeVar("T")
 LOOK_S = 0.02  # between looks at the folders: local disk, some microseconds each
 STATUS_S = 0.5  # between questions to the engine whether a worker lives
 NOTE_S = 1.0  # between writes of progress to the catalogue
-ROOM_S = 2.0  # between tries while the catalogue's disk is full
 ABANDONED_S = 1.0  # one that hangs in the kernel is not waited for; `cleanup` collects it
 EXIT_NO_SHARE, EXIT_NO_OUTPUT = 10, 11  # of workers
-DRIVEN_OUT = 5  # attempts in which a chunk's folder could not be written and the chunk is not to blame
 LATE_S = 2.0  # a loop that was away for longer has seen nobody's progress
 
 
@@ -89,9 +70,7 @@ class Controller:
         self.chunks: dict[int, Chunk] = {}
         self.workers = Workers(engine, at_a_time=request.max_containers)
         self.watch = Watch(request.say, request.db.parent, request.limits.stall_s)
-        self.homeless: list[Attempt] = []  # ended because they could not write; collected when there is room
-        self.driven_out: Counter[int] = Counter()  # how often, by chunk
-        self.tried_at = 0.0
+        self.homeless = Homeless(request.db, request.work)
         self.maker = ChunkMaker(ingest, at_a_time=request.max_containers, event=self.event)
         self.stuck: set[bytes] = set()  # b"" among them: the mount itself does not answer
         self.fs: dict[str, int] | None = None
@@ -137,8 +116,8 @@ class Controller:
             for attempt in list(self.attempts.values()):
                 self._come_round()
                 busy |= self._look(attempt)
-            if self.homeless:
-                self._try_room()
+            if back := self.homeless.ready():
+                self._go_on(back)
             self._note()
             wake = self.supervisor.wake_at(time.monotonic())
             if wake is not None and wake <= time.monotonic():
@@ -215,7 +194,7 @@ class Controller:
             self.paused = None
             self.request.say("Going on: the catalogue can be written again.")
             directory.keep_reserve(self.request.db)
-            if not self.homeless:
+            if not self.homeless.attempts:
                 self.tell(sup.Unpaused())
         return done
 
@@ -228,55 +207,41 @@ class Controller:
 
     def _do(self, command: sup.Command, events: list[sup.Event], after: list[Callable[[], None]]) -> None:
         now = time.time()
+        if event := words_of(command, self.engine.name):
+            self.event(*event, getattr(command, "chunk_id", None), getattr(command, "attempt", None))
         match command:
             case sup.Start(chunk_id, number):
                 ledger.start_attempt(self.conn, chunk_id, number, now)
-                self.event(
-                    "started", f"attempt {number} starts on the {self.engine.name} engine", chunk_id, number
-                )
                 after.append(lambda: self._start(chunk_id, number))
             case sup.Yield(chunk_id, number):
-                self.event("yield", "asked to give half of its work to idle workers", chunk_id, number)
                 after.append(lambda: self._touch(chunk_id, "yield"))
             case sup.Stop(chunk_id, number):
-                self.event("stop", "asked to stop and give the rest back", chunk_id, number)
                 after.append(lambda: self._touch(chunk_id, "stop"))
-            case sup.Kill(chunk_id, number, why):
-                self.event("killed", f"killed: {why}", chunk_id, number)
+            case sup.Kill(chunk_id, number):
                 after.append(lambda: self._kill(chunk_id, number))
             case sup.Collect(chunk_id, number, hint):
                 after.append(lambda: self._collect(chunk_id, number, hint))
-            case sup.Abandon(chunk_id, number):
-                said = "it is not waited for any more; what it sealed is kept"
-                self.event("given up", said, chunk_id, number)
             case sup.Create(parent_id, roots, origin):
                 self._create(parent_id, roots, origin, events)
                 events.append(sup.Created(parent_id))
                 events.append(sup.Tick())
             case sup.Retry(chunk_id, fails):
                 ledger.set_chunk(self.conn, chunk_id, ChunkState.PENDING, now, fails=fails)
-                self.event(
-                    "retry", f"will be tried again; {fails} attempts in a row brought nothing", chunk_id
-                )
             case sup.Done(chunk_id):
                 ledger.set_chunk(self.conn, chunk_id, ChunkState.DONE, now)
-                self.event("done", "done", chunk_id)
                 self.finished["done"] += 1
                 self.chunks.pop(chunk_id, None)
             case sup.Quarantine(chunk_id, reason):
                 self._quarantine(chunk_id, reason)
             case sup.Pause(reason):
                 ledger.pause(self.conn, self.scan_id, reason)
-                self.event("paused", reason)
                 self.paused = reason
                 after.append(lambda: self.request.say(f"Waiting: {reason}"))
             case sup.Resume():
                 ledger.pause(self.conn, self.scan_id, None)
-                self.event("resumed", "goes on")
                 self.paused = None
                 after.append(lambda: self.request.say("Going on."))
             case sup.MountDead():
-                self.event("mount dead", "the mount does not answer any more; nothing is started on it")
                 said = f"The mount {show(self.request.path)} does not answer; its other chunks are deferred."
                 if not self.unreachable:
                     after.append(lambda: self.request.say(said))
@@ -440,7 +405,7 @@ class Controller:
         acted = False
         # A small chunk may be done before the engine tells which worker does it; nobody would remove it.
         if "result.json" in names and attempt.worker_id and attempt.status is None and not attempt.asking:
-            result = read_result(attempt.folder)
+            result = collect.read_result(attempt.folder)
             if result is not None and result.outcome in (Outcome.SEALED, Outcome.CANCELLED):
                 self._over(attempt, result)
                 return True
@@ -472,9 +437,11 @@ class Controller:
         ):
             return
         attempt.status = status
-        result = read_result(attempt.folder)
-        if status.exit_code == EXIT_NO_OUTPUT and self.driven_out[attempt.chunk.id] < DRIVEN_OUT:
-            self._make_wait(attempt, status.log_tail.strip().rpartition("\n")[2])
+        result = collect.read_result(attempt.folder)
+        if status.exit_code == EXIT_NO_OUTPUT and self.homeless.may(attempt):
+            attempt.exited = True
+            why = self.homeless.add(attempt, status.log_tail.strip().rpartition("\n")[2])
+            self.tell(sup.Paused(why))
         elif status.exit_code == EXIT_NO_SHARE and result is None:
             self._no_share(attempt, status.log_tail.strip() or f"{show(self.request.path)} cannot be opened")
         else:
@@ -487,28 +454,10 @@ class Controller:
         else:
             self.tell(sup.Exited(attempt.chunk.id, attempt.number, oom))
 
-    def _make_wait(self, attempt: Attempt, message: str) -> None:
-        """Let an attempt that could not write wait until its folder takes files: no fault of its chunk."""
-        attempt.exited = True
-        self.driven_out[attempt.chunk.id] += 1
-        self.homeless.append(attempt)
-        self.tried_at = time.monotonic()
-        error = refuses(self.request.work)
-        why = str(directory.explained(error, self.request.db.parent)) if error else message
-        self.tell(sup.Paused(why or f"{self.request.work} could not be written"))
-
-    def _try_room(self) -> None:
-        """Go on with attempts that could not write, once their folders take files again."""
-        if time.monotonic() - self.tried_at < ROOM_S:
-            return
-        self.tried_at = time.monotonic()
-        directory.release_reserve(self.request.db)
-        if refuses(self.request.work):
-            return
-        attempts, self.homeless = self.homeless, []
-        for attempt in attempts:  # still paused: no fault of theirs
+    def _go_on(self, attempts: Iterable[Attempt]) -> None:
+        """Collect attempts that could not write, while the scan is paused: it is no fault of theirs."""
+        for attempt in attempts:
             self.tell(sup.Exited(attempt.chunk.id, attempt.number))
-        directory.keep_reserve(self.request.db)
         self.tell(sup.Unpaused())
 
     def _no_share(self, attempt: Attempt, message: str) -> None:
@@ -517,7 +466,7 @@ class Controller:
         self.tell(sup.MountUnreachable(attempt.chunk.id, attempt.number))
 
     def _progressed(self, attempt: Attempt) -> None:
-        p = read_progress(attempt.folder)
+        p = collect.read_progress(attempt.folder)
         if p.beat != attempt.progress.beat:
             if (p.entries, p.dirs) != (attempt.progress.entries, attempt.progress.dirs):
                 attempt.moved_at = time.time()
@@ -526,7 +475,7 @@ class Controller:
 
     def _recognise(self, attempt: Attempt) -> None:
         """Learn which directory the share is, before rows of it come in."""
-        if self.share_id is None and (found := read_share_id(attempt.folder)):
+        if self.share_id is None and (found := collect.read_share_id(attempt.folder)):
             self._persist(lambda: self.ingest.mounted(found[0]))
             self.share_id = found
 
@@ -577,28 +526,15 @@ class Controller:
             chunk = self.chunks[chunk_id]
             attempt = Attempt(chunk, number, self.folder(chunk_id, number), exited=True)
         attempt.exited = True
-        roots, stall_s = attempt.chunk.roots, self.request.limits.stall_s
+        stall_s = self.request.limits.stall_s
         status = attempt.status or Status("unknown")
         self._recognise(attempt)
         self._given(attempt)
-        result = None if hint is Outcome.LOST else read_result(attempt.folder)
-        if result is None:
-            ended, message = Outcome.FAILED, status.log_tail.strip().rpartition("\n")[2]
-            if status.oom:
-                ended = Outcome.OOM
-            elif attempt.adopted and status.exit_code is None:  # no fault of the chunk
-                ended, message = Outcome.CANCELLED, "its controller had ended"
-            result = salvaged(attempt.folder, roots, hint or ended, stall_s=stall_s, message=message)
-        elif result.outcome is Outcome.FAILED and status.oom:
-            result = replace(result, outcome=Outcome.OOM)
+        result = collect.brought(attempt, status, hint, stall_s=stall_s)
         new = [name for name in result.shards if name not in attempt.ingested]
         taken = [self._ingest(attempt, name) for name in new]  # all of them, also behind a damaged one
         if not all(taken) and self.error is None:
-            why = "a shard was damaged; its part is listed again"
-            again = salvaged(
-                attempt.folder, roots, Outcome.FAILED, stall_s=stall_s, known_stuck=result.stuck, message=why
-            )
-            result = replace(again, abandoned=result.abandoned)
+            result = collect.less_damaged(attempt, result, stall_s=stall_s)
         if result.fs_type:
             self.fs_type, self.source = result.fs_type, result.source
         new_stuck = self._stuck(result)
@@ -608,8 +544,8 @@ class Controller:
         ).fetchone()
 
         def write() -> None:
-            self.event("ended", summed_up(result), chunk_id, number)
-            note_end(self.conn, self.mount_id, chunk_id, number, result, status)
+            self.event("ended", collect.summed_up(result), chunk_id, number)
+            collect.note_end(self.conn, self.mount_id, chunk_id, number, result, status)
 
         self._persist(write)
         self.attempts.pop(chunk_id, None)
@@ -628,9 +564,8 @@ class Controller:
     def _stuck(self, result: Result) -> int:
         """Note the paths that did not answer; gives how many are new."""
         fresh = [s for s in result.stuck if s.error.path not in self.stuck]
-
         if fresh:
-            self._persist(lambda: note_stuck(self.ingest, fresh, self.fs_type or "", self.source))
+            self._persist(lambda: collect.note_stuck(self.ingest, fresh, self.fs_type or "", self.source))
             self.stuck.update(s.error.path for s in fresh)
         return len(fresh)
 

@@ -1,7 +1,7 @@
-"""Bad days of our own disk: a watch that says when it does not answer, and a look whether it takes files.
+"""Bad days of our own disk: a watch that says when it does not answer, attempts that wait for room on it.
 
-Touches: the folder of the attempts. Nothing can be done about a write that hangs, but that it is said: by a
-thread that writes nothing.
+Touches: the folder of the attempts, the reserve beside the catalogue. Nothing can be done about a write that
+hangs, but that it is said: by a thread that writes nothing.
 """
 
 from __future__ import annotations
@@ -10,10 +10,16 @@ import contextlib
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+from smartscan.catalogue import directory
+from smartscan.run.workers import Attempt
+
 LOOK_S = 0.2
+ROOM_S = 2.0  # between tries while the disk is full
+DRIVEN_OUT = 5  # attempts in which a chunk's folder could not be written and the chunk is not to blame
 TRY_BYTES = 1 << 16
 
 
@@ -47,6 +53,41 @@ class Watch:
                 self._say(
                     f"Waiting: {self._folder} has not answered for {away_s:.0f} s; the scan goes on then."
                 )
+
+
+class Homeless:
+    """Attempts that could not write: they wait until their folders take files, for no chunk is to blame."""
+
+    def __init__(self, db: Path, work: Path) -> None:
+        self.attempts: list[Attempt] = []
+        self._db, self._work = db, work
+        self._times: Counter[int] = Counter()  # by chunk
+        self._tried_at = 0.0
+
+    def may(self, attempt: Attempt) -> bool:
+        """Whether an attempt may wait: a chunk that is driven out again and again is to blame after all."""
+        return self._times[attempt.chunk.id] < DRIVEN_OUT
+
+    def add(self, attempt: Attempt, message: str) -> str:
+        """Let an attempt wait, and say why: what its folder refuses now, else what the attempt said."""
+        self._times[attempt.chunk.id] += 1
+        self.attempts.append(attempt)
+        self._tried_at = time.monotonic()
+        error = refuses(self._work)
+        why = str(directory.explained(error, self._db.parent)) if error else message
+        return why or f"{self._work} could not be written"
+
+    def ready(self) -> list[Attempt]:
+        """Give those that can go on, every ROOM_S seconds at most; the reserve is there again then."""
+        if not self.attempts or time.monotonic() - self._tried_at < ROOM_S:
+            return []
+        self._tried_at = time.monotonic()
+        directory.release_reserve(self._db)
+        if refuses(self._work):
+            return []
+        directory.keep_reserve(self._db)
+        ready, self.attempts = self.attempts, []
+        return ready
 
 
 def refuses(folder: Path) -> OSError | None:
