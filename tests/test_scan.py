@@ -73,7 +73,11 @@ def test_a_tree_is_catalogued_entry_by_entry_and_its_sums_are_du_s(share, db, li
     assert f"{held.sums()[0]:,}" in done.stdout
 
 
-@pytest.mark.parametrize("big", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["small", "big"])
+@pytest.mark.parametrize(
+    "big",
+    [False, pytest.param(True, marks=[pytest.mark.slow, pytest.mark.timeout(600)])],
+    ids=["small", "big"],
+)
 def test_the_odd_tree_is_catalogued_entry_by_entry(tmp_path, db, big):
     """Whatever the user may: as root with devices and mounts, else with directories that are denied."""
     with odd_tree(tmp_path / "odd", big=big) as odd:
@@ -85,6 +89,17 @@ def test_the_odd_tree_is_catalogued_entry_by_entry(tmp_path, db, big):
                 assert holdings(db, "Media").new_changed_gone() == (0, 0, 0), done.stdout
         run("stats", "Media", "--db", db)
         run("problems", "--db", db)
+        for number in range(0, odd.wide, 100):  # the wide directory comes in several pieces, changed or not
+            (odd.path / "wide" / f"{number:06}").unlink()
+            os.link(odd.path / "wide" / f"{number + 1:06}", odd.path / "wide" / f"{number:06} again")
+        scan(odd.path, db, *limits, code=0 if may_mount() else 3)
+        _check_odd(odd, db, xdev=False)
+        some = odd.wide // 100
+        assert holdings(db, "Media").new_changed_gone() == (some, some + 1, some)
+        fresh = tmp_path / "fresh" / "smart_catalog.db"
+        fresh.parent.mkdir()
+        scan(odd.path, fresh, code=None)
+        _check_odd(odd, fresh, xdev=False)
 
 
 def _check_odd(odd: OddTree, db: Path, *, xdev: bool) -> None:

@@ -268,13 +268,13 @@ class Intake:
         ).fetchone()
         self.counts.changed += changed
         self.counts.new += new
-        gone = "e.name NOT IN (SELECT name FROM temp.incoming WHERE dir_id = e.dir_id)"
+        came = "EXISTS (SELECT 1 FROM temp.incoming AS n WHERE n.dir_id = e.dir_id AND n.name = e.name)"
         if whole:
-            (count,) = conn.execute(
-                f"SELECT count(*) FROM entry AS e WHERE e.dir_id = ? AND {gone}", one
+            (gone,) = conn.execute(
+                f"SELECT count(*) FROM entry AS e WHERE e.dir_id = ? AND NOT {came}", one
             ).fetchone()
-            self.counts.gone += count
-        which = "" if whole else " AND e.name IN (SELECT name FROM temp.incoming WHERE dir_id = e.dir_id)"
+            self.counts.gone += gone
+        which = "" if whole else f" AND {came}"
         self._subtract(path, d.id, d.dev, which)
         conn.execute(f"DELETE FROM entry AS e WHERE e.dir_id = ?{which}", one)
         conn.execute(f"DELETE FROM symlink AS e WHERE e.dir_id = ?{which}", one)
