@@ -29,6 +29,7 @@ from smartscan.shard import (
     LAST,
     LISTED,
     OTHER_MOUNT,
+    TIMED_OUT,
     UNCHANGED,
     VANISHED,
 )
@@ -378,7 +379,7 @@ def test_avoided_paths_are_never_touched(tmp_path, door):
     build(tmp_path, {"a": {"f": 1, "d": {"x": 1}, "l": Link("f")}, "b": {"x": 1}})
     with opened(tmp_path, door) as walker:
         for path in (b"a/f", b"a/d", b"b"):
-            walker.avoid(path)
+            walker.avoid(path, walk.AVOID)
         seen = take_apart(b"".join(drive(walker, [Root(b""), Root(b"b")])[0]))
     assert seen.states == {b"": LISTED, b"a": LISTED}
     modes = {p: row[0] for p, row in seen.entries.items()}
@@ -392,11 +393,22 @@ def test_held_paths_are_named_and_not_entered(tmp_path, door):
     build(tmp_path, {"a": {"f": 1, "d": {"x": 1}}, "b": {"x": 1}})
     with opened(tmp_path, door) as walker:
         for path in (b"a/d", b"b"):
-            walker.avoid(path, True)
+            walker.avoid(path, walk.HOLD)
         seen = take_apart(b"".join(drive(walker, [Root(b"")])[0]))
         assert seen.states == {b"": LISTED, b"a": LISTED}
         assert {p for p, row in seen.entries.items() if row[0] & codec.UNKNOWN} == set()
         assert take_apart(b"".join(drive(walker, [Root(b"b")])[0])).states == {b"b": LISTED}
+
+
+@both
+def test_a_hushed_directory_gives_its_names_and_no_more(tmp_path, door):
+    build(tmp_path, {"a": {"f": 1, "d": {"x": 1}}, "b": {"x": 1}})
+    with opened(tmp_path, door) as walker:
+        walker.avoid(b"a", walk.HUSH)
+        seen = take_apart(b"".join(drive(walker, [Root(b"")])[0]))
+    assert seen.states == {b"": LISTED, b"a": TIMED_OUT, b"a/d": LISTED, b"b": LISTED}
+    assert {p for p, row in seen.entries.items() if row[0] & codec.UNKNOWN} == {b"a/f", b"a/d"}
+    assert not [r for r in seen.records if r.kind == KIND_ERROR]
 
 
 @both

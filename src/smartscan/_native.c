@@ -131,7 +131,8 @@ static inline size_t pad8(size_t n) { return (n + 7) & ~(size_t)7; }
 
 /* ---- Walker -------------------------------------------------------------------------------------- */
 
-typedef struct Path { struct Path *next; size_t len; int held; char s[]; } Path;
+typedef struct Path { struct Path *next; size_t len; unsigned why; char s[]; } Path;
+enum { AVOID = 1, HOLD = 2, HUSH = 4 }; /* never touched | not entered | its names are listed, and not touched */
 
 typedef struct {
     PyObject_HEAD
@@ -149,7 +150,7 @@ typedef struct {
     uint64_t *known;        /* open addressing: key, digest pairs of the last scan */
     size_t known_mask;
     pthread_mutex_t avoid_lock;
-    Path *avoid;            /* paths that are never touched again; held ones may be asked for a stat */
+    Path *avoid;            /* paths that are left alone, and how much */
     volatile int avoiding;
 } Walker;
 
@@ -215,14 +216,14 @@ static void slot_path(Slot *s, const char *path, size_t len)
     memcpy(s->text, path, len);
 }
 
-static int avoided(Walker *w, const char *dir, size_t dlen, const char *name, size_t nlen, int held)
+static int avoided(Walker *w, const char *dir, size_t dlen, const char *name, size_t nlen, unsigned why)
 {
     if (!w->avoiding) return 0;
     size_t len = nlen ? (dlen ? dlen + 1 + nlen : nlen) : dlen;
     int hit = 0;
     pthread_mutex_lock(&w->avoid_lock);
     for (Path *p = w->avoid; p && !hit; p = p->next) {
-        if (p->len != len || (p->held && !held)) continue;
+        if (p->len != len || !(p->why & why)) continue;
         if (!nlen) hit = !memcmp(p->s, dir, dlen);
         else if (!dlen) hit = !memcmp(p->s, name, nlen);
         else hit = !memcmp(p->s, dir, dlen) && p->s[dlen] == '/' && !memcmp(p->s + dlen + 1, name, nlen);
@@ -487,11 +488,13 @@ static void write_block(Batch *b, int fd, const Job *job, const St *self, int32_
     /* in inode order: on a disk that is the order of the inode tables, many times fewer seeks */
     if (!sorted) qsort_r(b->order, n, sizeof *b->order, by_ino, &cmp);
     size_t gone = 0;
+    int hushed = avoided(w, job->path, job->len, "", 0, HUSH);
+    if (hushed && state == LISTED && !(flags & BIG)) { state = TIMED_OUT; err = ETIMEDOUT; }
     for (size_t i = 0; i < n; i++) {
         Ent *e = &b->ents[b->order[i]];
         St *st = &b->sts[b->order[i]];
         const char *name = b->names.p + e->off;
-        int failed = 0, alone = avoided(w, job->path, job->len, name, e->len, 0);
+        int failed = 0, alone = hushed || avoided(w, job->path, job->len, name, e->len, AVOID);
         if (alone)
             failed = ETIMEDOUT;
         else {
@@ -552,7 +555,7 @@ static void write_block(Batch *b, int fd, const Job *job, const St *self, int32_
         char *full = NULL;
         const char *reason = NULL;
         uint32_t sub_state = FOUND;
-        if (avoided(w, job->path, job->len, name, e->len, 1)) continue; /* reported by who found it stuck */
+        if (avoided(w, job->path, job->len, name, e->len, AVOID | HOLD)) continue; /* reported by who found it stuck */
         if ((rule = excluded(w, job->path, job->len, name, &b->failed))) { sub_state = EXCLUDED; reason = rule; }
         else if (e->known && w->one_fs && st->dev != w->root_dev) { sub_state = OTHER_MOUNT; reason = "--one-file-system"; }
         if (sub_state == FOUND) {
@@ -823,7 +826,7 @@ static PyObject *walker_walk(PyObject *self, PyObject *args)
         Job job = b.stack[--b.n_stack];
         St st;
         int32_t node = -1;
-        if (avoided(w, job.path, job.len, "", 0, 0)) { free(job.path); continue; }
+        if (avoided(w, job.path, job.len, "", 0, AVOID)) { free(job.path); continue; }
         int fd = open_job(&b, &job, &st, &node);
         if (fd >= 0) {
             b.n_ents = 0; b.names.len = 0;
@@ -952,12 +955,12 @@ static PyObject *walker_avoid(PyObject *self, PyObject *args)
     Walker *w = (Walker *)self;
     const char *path;
     Py_ssize_t len;
-    int held = 0;
-    if (!PyArg_ParseTuple(args, "y#|p:avoid", &path, &len, &held)) return NULL;
+    unsigned why;
+    if (!PyArg_ParseTuple(args, "y#I:avoid", &path, &len, &why)) return NULL;
     Path *p = malloc(sizeof *p + (size_t)len);
     if (!p) return PyErr_NoMemory();
     p->len = (size_t)len;
-    p->held = held;
+    p->why = why;
     memcpy(p->s, path, (size_t)len);
     pthread_mutex_lock(&w->avoid_lock);
     p->next = w->avoid;
@@ -1055,7 +1058,7 @@ static PyMethodDef walker_methods[] = {
      "block of names, (job, fd, names, dev, ino, own_blocks): the caller goes on with read_names and stat_names."},
     {"read_names", walker_read_names, METH_VARARGS, "read_names(fd, path, slot) -> (names, n, end): end 1 at the end, -errno on an error."},
     {"stat_names", walker_stat_names, METH_VARARGS, "stat_names(job, fd, names, dev, ino, own_blocks, block, slot) -> (records, jobs, subdirectories of a FILES root)"},
-    {"avoid", walker_avoid, METH_VARARGS, "avoid(path, held=False): never touch this path again; one that is held is not entered."},
+    {"avoid", walker_avoid, METH_VARARGS, "avoid(path, why): leave a path alone; why is AVOID, HOLD or HUSH."},
     {"limit", walker_limit, METH_VARARGS, "limit(entries, blocks): who reaches one of them stops all; 0: none."},
     {"seen", walker_seen, METH_NOARGS, "seen() -> (entries, blocks) by all threads."},
     {"stop", walker_stop, METH_NOARGS, "stop(): batches end at the next directory."},

@@ -21,7 +21,8 @@ import pytest
 MUTATING = ("pwrite64", "write", "fsync", "fdatasync", "ftruncate", "unlink", "rename", "mkdir", "rmdir")
 AT_A_TIME = 2
 # A sample where the whole would take minutes; `make soak` and `make reliability` take every step.
-SAMPLE = int(os.environ.get("SMART_SCAN_STEPS", "40"))
+SAMPLE = int(os.environ.get("SMART_SCAN_STEPS", "24"))
+SEED = int(os.environ.get("SMART_SCAN_SEED", "1"))
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import shutil
 import signal
+import subprocess
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from line import STALL_S, Line, until
 
-from fault_mount import FaultMount, fault_mount, hang, latency
-from trees import find_listing
+from fault_mount import FaultMount, fail, fault_mount, hang, latency, slow
+from trees import ODD_NAMES, build, find_listing
 
 pytestmark = pytest.mark.fuse
 
@@ -173,11 +178,100 @@ def test_a_stuck_path_is_read_once(line, figure):
     same_as_real(line)
 
 
+SLOW_TREE = {f"d{n:02d}": {"a": 1, "b": 2, "below": {"file": n}} for n in range(10)}
+
+
 @pytest.mark.row(7)
 def test_slow_is_not_stuck(line, figure):
-    line.build(TREE)
+    line.build(SLOW_TREE)
     with fault_mount(line.real, rules=[latency(200)], **NO_CACHE) as share:
         done = line.scan(share.path, "--threads", 16, code=0)
         figure("false verdicts at 200 ms per operation", len(line.problems()), at_most=0)
         figure("and the scan took", done.took_s, "s")
     same_as_real(line)
+
+
+@pytest.mark.row(1, 2, 7, 8, 9, 10)
+def test_everything_at_once(line, figure):
+    """The fault tree of the figures: three unkillable places, endless, loop, errors, latency, odd names."""
+    line.build(
+        {
+            **TREE,
+            "slow": SLOW_TREE["d00"],
+            "names": {name: len(name) for name in ODD_NAMES},
+            "endless": {},
+            "loop": {"file": 1},
+        }
+    )
+    bounded = ("--dir-entries", 20_000)
+    healthy = Line(line.folder / "healthy")
+    with fault_mount(line.real) as share:
+        undisturbed = healthy.scan(share.path, *bounded, code=0)
+    rules = [
+        hang("d01", "opendir"), hang("d02/below", "readdir"), hang("d03/f1", "lookup"),
+        fail("d04", "opendir", errno="EIO"), fail("d05/f2", "lookup", "getattr", errno="ESTALE"),
+        fail("d06", "opendir", errno="EACCES"), slow("slow*", ms=200),
+    ]  # fmt: skip
+    virtual = [{"path": "endless", "kind": "endless"}, {"path": "loop", "kind": "loop", "name": "again"}]
+    with fault_mount(line.real, rules=rules, virtual=virtual) as share:
+        done = line.scan(share.path, *bounded, code=3, abandoned=1)
+        longer_s = done.took_s - undisturbed.took_s
+        figure("the fault tree, longer than the same tree healthy", longer_s, "s", at_most=STALL_S + 20)
+        share.end()
+        line.all_gone()
+    assert line.problems() == {
+        b"d01": ("open", 110), b"d02/below": ("readdir", 110), b"d03/f1": ("stat", 110), b"d04": ("open", 5),
+        b"d05/f2": ("stat", 116), b"d06": ("open", 13), b"endless": ("readdir", 27),
+    }  # fmt: skip
+    have = line.listing().keys()
+    lost = find_listing(line.real).keys() - {b""} - have
+    hidden = (b"d01/", b"d02/below/", b"d04/", b"d06/")
+    figure("siblings lost", sum(not path.startswith(hidden) for path in lost), at_most=0)
+    assert {b"names/" + name for name in ODD_NAMES} <= have
+
+
+@contextlib.contextmanager
+def block_device(folder: Path) -> Iterator[tuple[Path, FaultMount]]:
+    """An ext4 on a loop device whose image lies on the fault file system; unmounted on every way out."""
+    if not (shutil.which("mkfs.ext4") and Path("/dev/loop-control").exists()):
+        pytest.skip("needs loop devices and mkfs.ext4")
+    image, point = folder / "images" / "disk", folder / "disk"
+    image.parent.mkdir()
+    point.mkdir()
+    with image.open("wb") as file:
+        file.truncate(64 << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-O", "^has_journal", image], check=True)
+    subprocess.run(["mount", "-o", "loop", image, point], check=True)
+    build(point, SLOW_TREE)
+    subprocess.run(["umount", point], check=True)
+    with fault_mount(image.parent) as share:
+        mount = ["mount", "-o", "loop,ro,noatime", share.path / "disk", point]
+        subprocess.run(mount, check=True)
+        try:
+            yield point, share
+        finally:
+            share.set()
+            until(lambda: subprocess.run(["umount", point], check=False).returncode, lambda code: code == 0)
+
+
+@pytest.mark.row(11)
+@pytest.mark.root
+def test_a_block_device_that_does_not_answer(line, figure):
+    with block_device(line.folder) as (disk, share):
+        drop_caches = Path("/proc/sys/vm/drop_caches")
+        drop_caches.write_text("3")
+        healthy = Line(line.folder / "healthy")
+        healthy.scan(disk, code=0)
+        drop_caches.write_text("3")
+        share.set(rules=[hang("disk", "read", skip=3, count=1)])  # a block of inodes: many share it
+        done = line.scan(disk, code=None, abandoned=3)
+        assert done.status in (3, 4), done.err
+        figure("whole scan", done.took_s, "s", at_most=REST_S)
+        figure("places that waited for the disk", len(line.problems()), at_least=1)
+        share.set()
+        until(line.workers, lambda left: not left, 20)
+        line.scan(disk, code=0) if done.status == 4 else line.retry(code=0)
+        want = find_listing(disk).keys() - {b""}
+        assert line.listing().keys() == want
+        line.all_gone()
+    figure("rows missing when the disk answers again", 0)

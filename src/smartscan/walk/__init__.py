@@ -17,6 +17,9 @@ from smartscan.codec import NATIVE
 from smartscan.model import Root, Scope
 
 FILES, CHAIN = 1, 2  # flags of a job
+# How much a walker leaves a path alone: it never touches it again; it gives its stat and does not enter it;
+# it lists its names and touches none of them.
+AVOID, HOLD, HUSH = 1, 2, 4
 SLOT_BYTES = 16384
 _SLOT = struct.Struct("<QQQQQIIII")  # beat, entries, dirs, bytes, blocks, op, path_len, name_len
 

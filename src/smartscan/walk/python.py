@@ -179,12 +179,13 @@ class Walker:
         self.has_openat2 = self._try_openat2()
         self.avoided: set[bytes] = set()
         self.held: set[bytes] = set()
+        self.hushed: set[bytes] = set()
         self.stopped = False
         self._limits, self._seen, self._seeing = (0, 0), (0, 0), threading.Lock()
 
-    def avoid(self, path: bytes, held: bool = False) -> None:
-        """Never touch this path again; one that is held is not entered, but its name gets its stat."""
-        (self.held if held else self.avoided).add(path)
+    def avoid(self, path: bytes, why: int) -> None:
+        """Leave a path alone, see walk.AVOID and the others."""
+        {1: self.avoided, 2: self.held, 4: self.hushed}[why].add(path)
 
     def limit(self, entries: int, blocks: int) -> None:
         """Have who reaches one of them stop all; 0: none."""
@@ -383,7 +384,10 @@ class Batch:
     def write(self, fd: int, job: Job, node: Node, names: list[Name], header: Header,
               own: Stat | None = None) -> None:
         """Stat the names, write their record; subdirectories go on the stack, or are recorded as excluded."""
-        found = self._stat_all(fd, job, names, own)
+        hushed = job.path in self.walker.hushed
+        if hushed and header.state == LISTED and not header.flags & BIG:
+            header = header._replace(state=TIMED_OUT, err=errno.ETIMEDOUT, op=READDIR)
+        found = self._stat_all(fd, job, names, own, hushed)
         found.sort(key=lambda one: one[0].name)
         once = [one for i, one in enumerate(found) if not i or one[0].name != found[i - 1][0].name]
         if len(once) < len(found):
@@ -407,13 +411,14 @@ class Batch:
                 self._subdirectory(job, node, name.name, st)
         self._emit(data)
 
-    def _stat_all(self, fd: int, job: Job, names: list[Name],
-                  own: Stat | None) -> list[tuple[Name, Stat, bytes]]:
+    def _stat_all(self, fd: int, job: Job, names: list[Name], own: Stat | None,
+                  hushed: bool) -> list[tuple[Name, Stat, bytes]]:
         found = []
         gone: list[tuple[Name, Stat | None]] = []
         for name in sorted(names, key=lambda n: n.ino):  # on a disk that is the order of the inode tables
             failed, target = 0, b""
-            alone = bool(self.walker.avoided) and _join(job.path, name.name) in self.walker.avoided
+            alone = hushed or (bool(self.walker.avoided)
+                               and _join(job.path, name.name) in self.walker.avoided)
             if alone:
                 failed = errno.ETIMEDOUT
             else:

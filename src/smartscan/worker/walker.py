@@ -15,7 +15,7 @@ import json
 import os
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,9 @@ from smartscan.shard import (
     record,
 )
 from smartscan.walk import (
+    AVOID,
+    HOLD,
+    HUSH,
     Slot,
     ask,
     identity,
@@ -54,6 +57,7 @@ SEAL_BYTES = 8 << 20  # about 100,000 entries: a tenth of a second to ingest
 SEAL_S = 1.0  # rows become visible about this long after they were read
 FEW_DIRS = 256  # with so few waiting a chunk may have a tenth more entries: it is perhaps the end
 SPARE_SLOTS = 32  # threads that may be lost to hung calls before the walker gives up
+HUNG_NAMES = 3  # of one directory whose stat hangs; a fourth would, and each costs the stall limit
 WATCH_S = 0.05
 DEAD = "the share does not answer"  # why a walk ends where not even the root of the share does
 
@@ -72,6 +76,7 @@ class Large:
     waiting: int = 0  # blocks not written yet
     entries: int = 0
     ended: bool = False
+    hushed: bool = False
     state: int = LISTED
     err: int = 0
     reason: str = ""
@@ -122,6 +127,7 @@ class Walker:
         self.broken = False  # a thread died of something nobody foresaw; what it held is lost
         self.shards: list[str] = []
         self.larges: list[Large] = []
+        self.hung_in: Counter[bytes] = Counter()  # names that hung, by directory
         self.fs: dict[str, int] | None = None
         self.core: Any = None
         self.root_fd = -1
@@ -259,6 +265,8 @@ class Walker:
         if not big.ended or big.waiting:
             return
         path = job_path(big.token)
+        if big.hushed and big.state == LISTED:
+            big.state, big.err, big.reason = TIMED_OUT, errno.ETIMEDOUT, DirState.TIMED_OUT.value
         digest = fold(big.digests[i] for i in sorted(big.digests)) if big.state == LISTED else 0
         big.part.write(
             record(
@@ -355,7 +363,7 @@ class Walker:
                 return
             t.lost, t.task = True, None
             path, op = slot.full, Op(slot.op)
-            self.core.avoid(path)
+            self.core.avoid(path, AVOID)
             self.stuck.append(
                 {
                     "path_b64": b64(path),
@@ -369,6 +377,7 @@ class Walker:
             of_entry = bool(slot.name)
             if of_entry:
                 self._emit(record(KIND_ERROR, path, err=errno.ETIMEDOUT, op=op, waited_ns=waited_ns))
+                self._count_hung(slot.path)
             elif task.large is None:
                 self._emit(
                     record(
@@ -391,6 +400,14 @@ class Walker:
                 big.reason = DirState.TIMED_OUT.value
                 self._close_large(big)
             self.lock.notify_all()
+
+    def _count_hung(self, folder: bytes) -> None:
+        """After some names that hang, touch no more of that directory: they would hang one by one."""
+        self.hung_in[folder] += 1
+        if self.hung_in[folder] == HUNG_NAMES:
+            self.core.avoid(folder, HUSH)
+            for big in self.larges:
+                big.hushed |= job_path(big.token) == folder
 
     def _limits(self, now: float) -> None:
         """End the chunk when it is full; with the lock. Beyond that goes only what is being read."""
@@ -477,9 +494,9 @@ class Walker:
         )
         self.core.limit(self.limits.chunk_entries, -(-self.limits.chunk_bytes // 512))
         for path in self.orders.stuck:
-            self.core.avoid(path)
+            self.core.avoid(path, AVOID)
         for path in self.orders.held:
-            self.core.avoid(path, True)
+            self.core.avoid(path, HOLD)
         del known
         self.say(ready=share_id)
         self.queue.extend(job(r) for r in reversed(self.orders.roots))
