@@ -34,7 +34,7 @@ from smartscan.worker.orders import Orders
 from trees import Hard, Tree, build, find_listing, random_trees
 from truth import Holdings, check_consistent, check_same_tree, differences, holdings
 
-EXAMPLES = int(os.environ.get("SMART_SCAN_EXAMPLES", "20"))  # more for a night of them
+EXAMPLES = int(os.environ.get("SMART_SCAN_EXAMPLES", "12"))  # more for a night of them
 quick = functools.partial(settings, deadline=None, suppress_health_check=list(HealthCheck))
 
 # Some files with names in several directories, so that all changes meet hard links.

@@ -23,7 +23,7 @@ from fault_mount import fault_mount, latency
 from trees import Hard, Tree, build, find_listing
 from truth import Holdings, check_consistent, check_same_tree, differences, holdings
 
-KILLS = int(os.environ.get("SMART_SCAN_KILLS", "20"))
+KILLS = int(os.environ.get("SMART_SCAN_KILLS", "12"))
 SEED = int(os.environ.get("SMART_SCAN_SEED", str(time.time_ns() % 10**6)))
 SMALL = ("--chunk-entries", 30, "--max-containers", 3)
 

@@ -173,6 +173,40 @@ def test_what_an_ordinary_user_may_not_read_is_named_and_read_by_root_later(tmp_
         assert held.scans[-1]["fs_used_bytes"]
 
 
+@pytest.mark.root
+def test_what_cannot_be_read_this_time_keeps_its_last_known_rows(share, tmp_path, db, fresh):
+    ordinary = command_of(NOBODY)
+    if not ordinary:
+        pytest.skip("no Python that an ordinary user may run")
+    for folder in (db.parent, tmp_path, *tmp_path.parents):
+        if not folder.stat().st_mode & 0o001:
+            folder.chmod(0o755)
+    os.chown(db.parent, NOBODY, NOBODY)
+    run(*scan_words(share, db), **ordinary)
+    before = holdings(db, "Media")
+    (share / "photos").chmod(0)
+    (share / "movies" / "001.mkv").unlink()
+    (share / "photos" / "unseen").touch()
+    for words in ((), ENTRIES):
+        done = run(*scan_words(share, db, *words), code=3, **ordinary)
+        assert "what an earlier scan saw there is kept, and is stale" in done.stdout
+        held = holdings(db, "Media")
+        check_consistent(held, stale=True)
+        assert before.entries.keys() - held.entries.keys() == {b"movies/001.mkv"}
+        assert held.dirs[b"photos"].state == "denied"
+        assert held.dirs[b"photos"].entries == before.dirs[b"photos"].entries
+        below = held.dirs[b"photos/1"]  # not reached, or denied as the beginning of a chunk of its own
+        assert (below.state, below.scan_id) in (("listed", 1), ("denied", 3))
+    (share / "photos").chmod(0o755)
+    done = run(*scan_words(share, db), **ordinary)
+    held = holdings(db, "Media")
+    check_consistent(held)
+    check_same_tree(held, find_listing(share))
+    assert all(cleared for _, cleared in held.problems.values())
+    scan(share, fresh)
+    assert differences(held, holdings(fresh, "Media")) == []
+
+
 def test_usr_is_catalogued_entry_by_entry(db):
     part = Path("/usr/lib")
     scan(part, db, "--chunk-entries", 20_000)
@@ -244,7 +278,7 @@ def test_a_second_scan_tells_what_is_new_changed_and_gone(share, db, fresh):
     assert differences(held, holdings(fresh, "Media")) == []
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_after_any_changes_it_equals_a_fresh_catalogue(share, db, fresh, seed):
     chance = Random(seed)
     for limits in ((), ENTRIES, BYTES):
