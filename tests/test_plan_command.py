@@ -10,6 +10,7 @@ import base64
 import json
 import os
 import re
+import signal
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -18,9 +19,9 @@ from typing import Any
 import pytest
 
 import gold
-from command import check_nothing_is_left, command_of, run, scan
+from command import check_nothing_is_left, command_of, ended_at_last, run, scan, start, until, workers_of
 from trees import File, Hard, Tree, build, find_listing
-from truth import du
+from truth import du, holdings
 from users import NOBODY
 
 KB = 1000
@@ -130,6 +131,30 @@ def test_a_plan_touches_no_catalogue_and_leaves_nothing(share, db):
     planned(share, db)
     check_nothing_is_left(db)
     assert list(db.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("words", [("plan",), ("scan", "--analyze")], ids=" ".join)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_measurement_that_is_stopped_leaves_nothing_and_one_that_is_killed_leaves_it_to_cleanup(
+    share, db, words, number
+):
+    name = () if words == ("plan",) else ("Media",)
+    command = (words[0], share, *name, *words[1:], "--db", db, "--engine", "local", "--chunk-entries", 1)
+    with ended_at_last(start(*command)) as measuring:
+        until(lambda: list(db.parent.glob("survey-*/work/*/*/*.shard")) or measuring.poll() is not None)
+        measuring.send_signal(number)
+        out, err = measuring.communicate(timeout=30)
+    assert measuring.returncode == (130 if number == signal.SIGTERM else -number), err
+    assert out == ""
+    left = list(db.parent.glob("survey-*"))
+    if number == signal.SIGKILL:
+        (folder,) = left
+        until(lambda: not workers_of(folder / db.name), 5)
+        run("cleanup", "--db", db)
+    check_nothing_is_left(db)
+    if words[0] == "scan":
+        scan(share, db)
+        assert holdings(db, "Media").scans[-1]["state"] == "complete"
 
 
 # From the catalogue
