@@ -312,6 +312,20 @@ def test_the_largest_files_are_right_after_many_of_them_went(tmp_path, db):
     assert held.largest[0] == (300, b"small/299")
 
 
+def test_the_largest_files_have_no_gap_where_many_names_of_one_file_are_offered(tmp_path, db):
+    share = tmp_path / "share"
+    share.mkdir()
+    build(share, {"few": {"a": 1, "b": 2, "c": 3}})
+    scan(share, db)
+    build(share, {"many": {f"{n:03}": 100 + n for n in range(300)}})
+    for n in range(10):
+        os.link(share / "many" / "299", share / "many" / f"again-{n}")
+    scan(share, db)
+    held = holdings(db, "Media")
+    check_consistent(held)
+    check_same_tree(held, find_listing(share))
+
+
 def test_a_known_size_is_planned_largest_first(share, db):
     scan(share, db)
     scan(share, db, "--chunk-entries", 40, "--max-containers", 1)

@@ -837,7 +837,8 @@ static PyObject *walker_walk(PyObject *self, PyObject *args)
             }
             uint32_t state = end < 0 ? state_of(-end) : LISTED;
             St now;
-            if (state == VANISHED && is_there(&b, &job, &now) && now.ino == st.ino && now.dev == st.dev)
+            if (state == VANISHED && is_there(&b, &job, &now) && now.ino == st.ino && now.dev == st.dev
+                && (now.nlink || !st.nlink)) /* a removed one has its name a moment longer than its links */
                 state = IO_ERROR; /* it was not removed while it was read, and lies */
             size_t from = b.n_stack;
             if (!b.failed) write_block(&b, fd, &job, &st, node, 0, LAST, state, end < 0 ? -end : 0);

@@ -360,7 +360,8 @@ class Batch:
                 state = _STATES.get(-end, IO_ERROR)
                 if state == VANISHED:
                     there = self._is_there(job.path)
-                    if there and (there.ino, there.dev) == (own.ino, own.dev):
+                    removed = own.nlink and there and not there.nlink  # its name lasts longer than its links
+                    if there and (there.ino, there.dev) == (own.ino, own.dev) and not removed:
                         state = IO_ERROR  # it was not removed while it was read, and lies
             header = NONE._replace(dev=own.dev, ino=own.ino, own_blocks=own.blocks, flags=LAST, state=state,
                                    err=max(-end, 0), op=READDIR if end < 0 else 0)

@@ -40,16 +40,17 @@ class Largest:
             ).fetchone()
             self.least = 0 if have >= files_there else least or 1 << 63
         self.least = max(self.least, known_above)
-        better = [(mount_id, *f) for f in files if f[0] > self.least]
-        if not better:
-            return
-        conn.executemany("INSERT OR IGNORE INTO largest VALUES (?, ?, ?, CAST(? AS TEXT))", better)
+        conn.executemany(
+            "INSERT OR IGNORE INTO largest VALUES (?, ?, ?, CAST(? AS TEXT))",
+            [(mount_id, *f) for f in files if f[0] > self.least],
+        )
         row = conn.execute(
             "SELECT size FROM largest WHERE mount_id = ? ORDER BY size DESC LIMIT 1 OFFSET ?",
             (mount_id, LARGEST - 1),
         ).fetchone()
         if row:
             self.least = max(self.least, row[0])
+        if row or known_above:  # smaller ones there before have larger ones missing above them
             conn.execute("DELETE FROM largest WHERE mount_id = ? AND size < ?", (mount_id, self.least))
 
 
