@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON = $(VENV)/bin/python
 STAMP = $(VENV)/.smart-scanner-dev
 
-.PHONY: setup test check native docs soak clean
+.PHONY: setup test check native docs reliability soak clean
 
 setup: $(STAMP)
 
@@ -36,10 +36,22 @@ native:
 docs: setup
 	$(PYTHON) tools/docs.py
 
-# The long tests, again and again with new seeds, until one fails or somebody stops it.
+# Every row of the matrix of faults, every step of it, and docs/reliability.md made of what was measured: an hour.
+reliability: setup
+	@trap : INT TERM; \
+	if [ -x tests/docker-up ]; then set -a; eval "$$(tests/docker-up)"; set +a; fi; \
+	$(PYTHON) tools/reliability.py; status=$$?; \
+	if [ -x tests/docker-down ]; then tests/docker-down >/dev/null; fi; \
+	exit $$status
+
+# The long tests with new seeds, again and again, until one fails, HOURS are over (default 8) or somebody stops it.
+HOURS ?= 8
 soak: setup
-	@trap 'exit 130' INT TERM; \
-	while $(PYTHON) -m pytest -q -m 'slow or fuse or root' $(ARGS); do :; done
+	@trap 'exit 130' INT TERM; end=$$(($$(date +%s) + $(HOURS) * 3600)); \
+	while [ $$(date +%s) -lt $$end ]; do \
+		SMART_SCAN_SEED=$$(date +%s); export SMART_SCAN_SEED; echo "SMART_SCAN_SEED=$$SMART_SCAN_SEED"; \
+		SMART_SCAN_SCANS=50 SMART_SCAN_HISTORIES=20000 $(PYTHON) -m pytest -q -m 'slow or fuse or root' $(ARGS) || exit; \
+	done
 
 clean:
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache src/*.egg-info
