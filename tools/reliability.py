@@ -42,8 +42,8 @@ and 60 s by default (`--stall-after`).
 
 Measured on {machine}, on {day}.
 {counts}
-`make test` runs all rows too, with a sample of the steps where there are hundreds, and `make soak` goes on with
-new seeds until something fails. What your own box does, `smartscan doctor --drill` shows.
+`make test` runs all rows too, with a sample of the steps where there are hundreds, and `make soak` goes on
+with new seeds until something fails. What your own box does, `smartscan doctor --drill` shows.
 """
 
 
