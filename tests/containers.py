@@ -1,13 +1,16 @@
-"""The Docker engine of the tests: found or started by tests/docker-up; and how long to wait for things.
+"""The engines of the tests: Docker, found or started by tests/docker-up, and Podman; how long to wait for things.
 
-Touches: the engine's socket.
+Touches: the engines' sockets; starts a Podman service with storage of its own, where there is only the program.
 """
 
 from __future__ import annotations
 
+import atexit
 import functools
 import os
+import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +24,15 @@ from smartscan.errors import EngineError
 WORKER_IMAGE = "nas-scanner-hp:latest"
 CONTROLLER_IMAGE = "nas-scanner-smart:latest"
 SCRIPT = Path(__file__).parents[1] / "run_smart_scan.sh"
+PODMAN = "unix:///run/podman/podman.sock"
+# Podman's own limits are higher than a root without CAP_SYS_RESOURCE may give, and its usual crun does not
+# start on a host with both versions of control groups.
+PODMAN_CONFIGURATION = """
+[containers]
+default_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]
+[engine]
+runtime = "runc"
+"""
 
 T = TypeVar("T")
 
@@ -44,15 +56,68 @@ def engine_url() -> str:
 
 @functools.cache
 def _engine() -> tuple[str, str]:
+    try:
+        url = sockets.locate(2.0)
+    except EngineError as error:
+        return "", str(error)
+    return url, _lacks(url, WORKER_IMAGE) or _lacks(url, CONTROLLER_IMAGE)
+
+
+def podman_url() -> str:
+    """Give the address of a Podman that has the worker's image; skip the test with the reason where none has."""
+    url, reason = _podman()
+    if reason:
+        pytest.skip(f"Podman: {reason}")
+    return url
+
+
+@functools.cache
+def _podman() -> tuple[str, str]:
+    if not (reason := _lacks(PODMAN, WORKER_IMAGE)):
+        return PODMAN, ""
+    if not shutil.which("podman") or os.geteuid() != 0:
+        return "", f"{reason} And there is no podman here that root could start."
+    engine_url()  # whose image is copied
+    folder = Path(tempfile.mkdtemp(prefix="smart-scan-podman-", dir="/var/tmp"))
+    podman = ("podman", "--root", str(folder / "root"), "--runroot", str(folder / "run"))
+    url = f"unix://{folder}/podman.sock"
+    (folder / "containers.conf").write_text(PODMAN_CONFIGURATION)
+    environment = {**os.environ, "CONTAINERS_CONF": str(folder / "containers.conf")}
+    with (folder / "log").open("wb") as log:
+        service = subprocess.Popen(
+            (*podman, "system", "service", "--time=0", url), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            env=environment,
+        )  # fmt: skip
+
+    def end() -> None:
+        subprocess.run((*podman, "rm", "--all", "--force", "--time=0"), capture_output=True, check=False)
+        service.terminate()
+        service.wait(30)
+        for line in reversed(Path("/proc/self/mountinfo").read_text().splitlines()):
+            if line.split()[4].startswith(f"{folder}/"):
+                subprocess.run(("umount", "--lazy", line.split()[4]), check=False)
+        shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(end)
+    image = folder / "image.tar"
+    docker_command("save", "--output", str(image), WORKER_IMAGE)
+    loaded = subprocess.run((*podman, "load", "--input", str(image)), capture_output=True, text=True, check=False)
+    image.unlink(missing_ok=True)
+    if loaded.returncode:
+        return "", f"it takes no image: {loaded.stderr.strip()}"
+    until(Path(url.removeprefix("unix://")).exists, bool)
+    return url, _lacks(url, WORKER_IMAGE)
+
+
+def _lacks(url: str, image: str) -> str:
+    """Say why no worker of an image can be started there; empty where it can."""
     from smartscan.engine import docker
 
     try:
-        url = sockets.locate(2.0)
-        for image in (WORKER_IMAGE, CONTROLLER_IMAGE):
-            docker.Docker("probe", url=url, image=image).check()
+        docker.Docker("probe", url=url, image=image).check()
     except EngineError as error:
-        return "", str(error)
-    return url, ""
+        return str(error)
+    return ""
 
 
 def docker_command(*words: str, **options: object) -> subprocess.CompletedProcess[str]:

@@ -17,12 +17,11 @@ from pathlib import Path
 
 import pytest
 
-from containers import WORKER_IMAGE, engine_url, until
+from containers import WORKER_IMAGE, engine_url, podman_url, until
 from smartscan.engine import Engine, Job, Status, choose, local
 from smartscan.errors import EngineError, MountError, UsageError
 from smartscan.model import Resources
 
-PODMAN = "unix:///run/podman/podman.sock"
 SMALL = Resources(1.0, 64 * 2**20)
 
 WRITE_PROGRESS = """
@@ -88,14 +87,7 @@ def docker_engine() -> Callable[[str, str], Engine]:
 
 
 def podman_engine() -> Callable[[str, str], Engine]:
-    if not Path(PODMAN.removeprefix("unix://")).exists():
-        pytest.skip("there is no Podman socket here")
-    engine = container_engine(PODMAN)
-    try:
-        engine("", "probe").check()
-    except EngineError as error:
-        pytest.skip(f"Podman: {error}")
-    return engine
+    return container_engine(podman_url())
 
 
 ENGINES: dict[str, Callable[[], Callable[[str, str], Engine]]] = {
