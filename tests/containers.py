@@ -1,6 +1,6 @@
-"""The engines of the tests: Docker, found or started by tests/docker-up, and Podman; how long to wait for things.
+"""The engines of the tests: Docker, found or started by tests/docker-up, and Podman; how long to wait.
 
-Touches: the engines' sockets; starts a Podman service with storage of its own, where there is only the program.
+Touches: the engines' sockets; starts a Podman service with storage of its own where there is none.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def _engine() -> tuple[str, str]:
 
 
 def podman_url() -> str:
-    """Give the address of a Podman that has the worker's image; skip the test with the reason where none has."""
+    """Give the address of a Podman that has the worker's image; skip the test with the reason if none has."""
     url, reason = _podman()
     if reason:
         pytest.skip(f"Podman: {reason}")
@@ -101,7 +101,9 @@ def _podman() -> tuple[str, str]:
     atexit.register(end)
     image = folder / "image.tar"
     docker_command("save", "--output", str(image), WORKER_IMAGE)
-    loaded = subprocess.run((*podman, "load", "--input", str(image)), capture_output=True, text=True, check=False)
+    loaded = subprocess.run(
+        (*podman, "load", "--input", str(image)), capture_output=True, text=True, check=False
+    )
     image.unlink(missing_ok=True)
     if loaded.returncode:
         return "", f"it takes no image: {loaded.stderr.strip()}"
