@@ -86,7 +86,7 @@ def _podman() -> tuple[str, str]:
     with (folder / "log").open("wb") as log:
         service = subprocess.Popen(
             (*podman, "system", "service", "--time=0", url), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            env=environment,
+            env=environment, cwd=folder,  # its monitor leaves a file where it was started
         )  # fmt: skip
 
     def end() -> None:
