@@ -127,6 +127,9 @@ def test_a_narrow_terminal_cuts_nothing(videos: sqlite3.Connection) -> None:
         console.print(page.rich([page.Table("T", (">Size", "Path"), [["1.00 kB", path]])]))
     letters = "".join(captured.get().split())
     assert "".join(path.split()) in letters
+    with console.capture() as captured:
+        console.print(page.rich([page.Paths("what they share, in more words than fit", [path])]), crop=False)
+    assert f"    {path}\n" in captured.get()  # to be copied as it is
 
 
 def test_names_cannot_colour_or_move_the_terminal(videos: sqlite3.Connection) -> None:

@@ -171,6 +171,13 @@ def test_what_an_ordinary_user_may_not_read_is_named_and_read_by_root_later(tmp_
         assert held.scans[-1]["state"] == "complete"
         assert all(cleared for _, cleared in held.problems.values())
         assert held.scans[-1]["fs_used_bytes"]
+        with closing(sqlite3.connect(db)) as conn:
+            made = conn.execute(
+                "SELECT origin, count(event.id) FROM chunk LEFT JOIN event ON chunk_id = chunk.id "
+                "AND kind = 'created' GROUP BY chunk.id"
+            ).fetchall()
+        assert "retry" in dict(made)
+        assert {events for _, events in made} == {1}  # no chunk whose story does not say where it is from
 
 
 @pytest.mark.root

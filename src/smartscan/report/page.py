@@ -43,7 +43,15 @@ class Table:
     note: str = ""  # what is not in the rows
 
 
-Page = Sequence[Line | Facts | Table]
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """Paths below what is to be said of them; each on a line of its own that is never broken."""
+
+    said: str
+    paths: Sequence[str]
+
+
+Page = Sequence[Line | Facts | Table | Paths]
 
 
 def show(page: Page) -> None:
@@ -53,7 +61,7 @@ def show(page: Page) -> None:
         return
     from rich.console import Console
 
-    Console(highlight=False).print(rich(page))
+    Console(highlight=False).print(rich(page), crop=False)
 
 
 def show_json(data: object) -> None:
@@ -77,6 +85,8 @@ def plain(page: Page) -> str:
                 body = _columns([heads, *block.rows], rights)
                 lines += [block.title, *(f"  {line}" for line in body)]
                 lines += [f"  {block.note}"] if block.note else []
+            case Paths(said, paths):
+                lines += [f"  {said}", *(f"    {path}" for path in paths)]
     return "\n".join(lines) + "\n"
 
 
@@ -111,6 +121,9 @@ def rich(page: Page) -> Group:
                     table.add_row(*map(Text, row))
                 parts += [Text(block.title, style=TITLE), Padding(table, (0, 0, 0, 2))]
                 parts += [Padding(Text(block.note, style="dim"), (0, 0, 0, 2))] if block.note else []
+            case Paths(said, paths):
+                parts.append(Padding(Text(said, style="dim"), (0, 0, 0, 2)))
+                parts += [Text(f"    {path}", no_wrap=True, overflow="ignore") for path in paths]
     return Group(*parts)
 
 

@@ -14,7 +14,7 @@ from smartscan import units
 from smartscan.catalogue import read
 from smartscan.catalogue.rows import Mount, Problem
 from smartscan.report import words
-from smartscan.report.page import GOOD, Line, Page, Table
+from smartscan.report.page import GOOD, TITLE, Line, Page, Paths
 
 
 def problems(db: sqlite3.Connection, among: Sequence[Mount], *, cleared: bool) -> list[Problem]:
@@ -23,17 +23,18 @@ def problems(db: sqlite3.Connection, among: Sequence[Mount], *, cleared: bool) -
 
 
 def page(found: Sequence[Problem], *, now: float) -> Page:
-    """List the problems for people: one table per mount and likely cause, the most paths first."""
+    """List the problems for people: by mount and likely cause, the most paths first."""
     if not found:
         return [Line("Every path could be read.", GOOD)]
-    groups: dict[tuple[str, str], list[Problem]] = {}
+    groups: dict[tuple[str, str], dict[str, list[str]]] = {}
     for problem in found:
-        groups.setdefault((problem.mount.name, words.cause(problem)), []).append(problem)
-    blocks: list[Line | Table] = []
-    for (name, cause), members in sorted(groups.items(), key=lambda item: -len(item[1])):
-        title = f"{name}, {words.plural(len(members), 'path')}: {cause}"
-        columns = ("Path", "While", "Error", "First", "Last", ">Tries", "Next try")
-        blocks += [Table(title, columns, [_row(problem, now) for problem in members]), Line()]
+        group = groups.setdefault((problem.mount.name, words.cause(problem)), {})
+        group.setdefault(_circumstances(problem, now), []).append(words.full(problem.mount, problem.path))
+    blocks: list[Line | Paths] = []
+    for (name, cause), group in sorted(groups.items(), key=lambda item: -_count(item[1])):
+        blocks.append(Line(f"{name}, {words.plural(_count(group), 'path')}: {cause}", TITLE))
+        blocks += [Paths(said, paths) for said, paths in group.items()]
+        blocks.append(Line())
     return [*blocks, *(Line(text) for text in _next(found))]
 
 
@@ -62,16 +63,16 @@ def as_json(found: Sequence[Problem]) -> list[dict[str, Any]]:
     ]
 
 
-def _row(problem: Problem, now: float) -> list[str]:
-    return [
-        words.full(problem.mount, problem.path),
-        problem.op,
-        _error(problem),
-        words.moment(problem.first_at),
-        words.moment(problem.last_at),
-        units.count(problem.attempts),
-        _next_try(problem, now),
-    ]
+def _count(group: dict[str, list[str]]) -> int:
+    return sum(map(len, group.values()))
+
+
+def _circumstances(problem: Problem, now: float) -> str:
+    """Say what was tried, what came of it, when, and when it is tried again."""
+    first, last = words.moment(problem.first_at), words.moment(problem.last_at)
+    when = last if first == last else f"{first} to {last}"
+    tries = f", {problem.attempts} tries" if problem.attempts > 1 else ""
+    return f"{problem.op}: {_error(problem)}; {when}{tries}; {_next_try(problem, now)}"
 
 
 def _error(problem: Problem) -> str:
@@ -83,10 +84,10 @@ def _error(problem: Problem) -> str:
 
 def _next_try(problem: Problem, now: float) -> str:
     if problem.cleared_at is not None:
-        return f"was read {words.moment(problem.cleared_at)}"
+        return f"read again {words.moment(problem.cleared_at)}"
     if problem.retry_at is None or problem.retry_at <= now:
-        return "next scan"
-    return f"scans after {words.moment(problem.retry_at)}"
+        return "tried again by the next scan"
+    return f"tried again by scans after {words.moment(problem.retry_at)}"
 
 
 def _next(found: Sequence[Problem]) -> list[str]:

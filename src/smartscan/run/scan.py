@@ -302,6 +302,7 @@ class _Scan:
                             est_entries=sizes[1],
                         )
                     )
+            said = ["made by the plan"] * len(made)
             if due:  # what did not answer the last time comes last
                 made.append(
                     ledger.add_chunk(
@@ -314,10 +315,9 @@ class _Scan:
                         est_entries=0,
                     )
                 )
-            for chunk in made:
-                ledger.event(
-                    self.conn, self.scan_id, "created", "made by the plan", self.now, chunk_id=chunk.id
-                )
+                said.append("made to try again, last of all, what did not answer before")
+            for chunk, words in zip(made, said, strict=True):
+                ledger.event(self.conn, self.scan_id, "created", words, self.now, chunk_id=chunk.id)
         self.controller.held.update(due)  # not entered by others on the way: their own chunk tries them
         for chunk in made:
             self.controller.add(chunk)
@@ -348,7 +348,7 @@ class _Scan:
                 roots = [Root(p) for p in paths] + [Root(p, Scope.FILES) for p in sorted(stats - set(paths))]
                 if roots:
                     for some in pack(roots, parts=min(self.request.max_containers, len(roots))):
-                        ledger.add_chunk(self.conn, self.scan_id, some, "retry", self.now)
+                        self.controller.maker.make(tuple(some), "retry", None)
         else:
             self.controller.held.update(ledger.last_roots(self.conn, self.scan_id))
         for chunk, number, fails in ledger.open_chunks(self.conn, self.scan_id):
