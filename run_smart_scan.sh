@@ -50,6 +50,8 @@ TEXT
 
 # --- where things are ------------------------------------------------------------------------------------
 
+SMART_SCAN_COMMAND=$0 # what reports tell the user to type
+export SMART_SCAN_COMMAND
 here=$(CDPATH='' cd -- "$(dirname -- "$(readlink -f -- "$0")")" && pwd)
 
 read_words() { # the program's arguments: sets command, share, data and how; words has them with absolute paths

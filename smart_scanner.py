@@ -19,6 +19,7 @@ def main():
     major, minor = sys.version_info[:2]
     if (major, minor) < (3, 11):
         return explain(f"it needs Python 3.11 or newer, and this is {major}.{minor}")
+    os.environ.setdefault("SMART_SCAN_COMMAND", "python3 " + sys.argv[0])  # for what reports tell to type
     try:
         from smartscan.cli import main as run
     except ModuleNotFoundError as error:

@@ -3,10 +3,12 @@
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import textwrap
 import time
+from contextlib import closing
 from pathlib import Path
 
 import click
@@ -230,6 +232,42 @@ def test_what_people_and_programs_get(catalogue: Path, arguments: tuple[str, ...
     data = _run(*arguments, "--json")
     assert (data.exit_code, data.stderr) == (0, "")
     assert json.loads(data.stdout)
+
+
+@pytest.mark.parametrize("command", ["problems", "monitor"])
+def test_commands_that_reports_tell_to_run_are_those_the_user_can_type(tmp_path: Path, command: str) -> None:
+    other = tmp_path / "other disk" / "c.db"
+    other.parent.mkdir()
+    fixture.videos(other).close()
+    words = {"problems": "retry Videos", "monitor": "stats Videos"}[command]
+    text = _run(command, "--db", str(other), SMART_SCAN_COMMAND="./run_smart_scan.sh").stdout
+    assert f"./run_smart_scan.sh {words} --db '{other}'" in text
+    text = _run(command, SMART_SCAN_DB=str(other)).stdout  # the environment is still there the next time
+    assert f" smartscan {words}" in text
+    assert "--db" not in text
+
+
+def test_no_problem_of_a_scan_that_did_not_end_is_no_good_news(tmp_path: Path) -> None:
+    path = tmp_path / "data" / "smart_catalog.db"
+    fixture.videos(path).close()
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("DELETE FROM problem")
+        db.execute("UPDATE scan SET state = 'cancelled' WHERE id = 2")
+        db.commit()
+    assert _run("problems").stdout == (
+        "Every path that was visited could be read, and not all were: Videos scan 2 is cancelled.\n"
+    )
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("UPDATE scan SET state = 'complete'")
+        db.commit()
+    assert _run("problems").stdout == "Every path could be read.\n"
+
+
+def test_a_retry_has_no_rules_of_its_own(catalogue: Path) -> None:
+    for option in (("--exclude", "x"), ("--enter-system-dirs",), ("--one-file-system",)):
+        result = _run("retry", "Videos", *option)
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert "no such option" in result.stderr
 
 
 def test_a_lossy_path_comes_exactly_in_json(catalogue: Path) -> None:

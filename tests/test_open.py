@@ -181,7 +181,7 @@ def test_a_directory_is_no_catalogue(path):
 
 
 def test_none_yet_is_said_and_none_is_made(path):
-    with pytest.raises(CatalogueError, match=r"there is no catalogue .*\.db yet; `smartscan scan` makes"):
+    with pytest.raises(CatalogueError, match=r"there is no catalogue .*\.db yet; the first scan makes it"):
         open_catalogue(path, create=False)
     assert contents(path.parent) == {}
 

@@ -71,7 +71,7 @@ def _engine(namespace: str, name: str, image: str) -> Iterator[Finding]:
     else:
         if workers:
             yield Finding(
-                "workers", f"{len(workers)} left behind by an earlier run; `smartscan cleanup`", bad=True
+                "workers", f"{len(workers)} left behind by an earlier run; cleanup removes them", bad=True
             )
     chosen.close()
 

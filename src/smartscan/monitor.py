@@ -128,13 +128,15 @@ def _view(db: sqlite3.Connection, scan: Scan, meter: Meter, now: float) -> View:
     )
 
 
-def page(found: list[View], last: Scan | None, *, now: float) -> Page:
+def page(
+    found: list[View], last: Scan | None, *, now: float, commands: words.Commands = words.INSTALLED
+) -> Page:
     """Show running scans, or say that there is none and what the last one was."""
     if not found:
-        return _idle(last, now)
+        return _idle(last, now, commands)
     blocks: list[Line | Facts | Table] = []
     for view in found:
-        blocks += [*_scan(view), Line()]
+        blocks += [*_scan(view, commands), Line()]
     return blocks[:-1]
 
 
@@ -154,7 +156,7 @@ def look(path: Path, meter: Meter) -> tuple[list[View], Scan | None, float]:
         return views(db, meter, now=now), runs.newest_scan(db), now
 
 
-def watch(path: Path, *, interval_s: float) -> None:
+def watch(path: Path, *, interval_s: float, commands: words.Commands) -> None:
     """Show running scans on the terminal, until Ctrl-C. Waits where there is no catalogue or no scan."""
     from rich.live import Live
 
@@ -162,38 +164,38 @@ def watch(path: Path, *, interval_s: float) -> None:
     try:
         with Live(auto_refresh=False) as live:
             while True:
-                live.update(pages.rich(_frame(path, meter)), refresh=True)
+                live.update(pages.rich(_frame(path, meter, commands)), refresh=True)
                 time.sleep(interval_s)
     except KeyboardInterrupt:
         return  # the usual way to leave it
 
 
-def _frame(path: Path, meter: Meter) -> Page:
+def _frame(path: Path, meter: Meter, commands: words.Commands) -> Page:
     waiting = Line("Waiting for a scan; Ctrl-C ends this view.")
     try:
         found, last, now = look(path, meter)
     except CatalogueError as error:  # it may be made, or unlocked, in a moment
         return [Line(str(error)), waiting]
-    shown = page(found, last, now=now)
+    shown = page(found, last, now=now, commands=commands)
     return shown if found else [*shown, waiting]
 
 
-def _idle(last: Scan | None, now: float) -> Page:
+def _idle(last: Scan | None, now: float, commands: words.Commands) -> Page:
     if last is None:
         return [Line("No scan has run yet.")]
     ended = "" if last.ended_at is None else f", ended {units.age(now - last.ended_at)}"
     return [
         Line("No scan is running."),
         Line(f"The last one: {last.mount.name}, scan {last.id}, {last.state}{ended}."),
-        Line(f"To look at it: smartscan stats {words.quoted(last.mount)}"),
+        Line(f"To look at it: {commands('stats', last.mount.name)}"),
     ]
 
 
-def _scan(view: View) -> list[Line | Facts | Table]:
+def _scan(view: View, commands: words.Commands) -> list[Line | Facts | Table]:
     scan = view.scan
     blocks: list[Line | Facts | Table] = [
         Line(f"{scan.mount.name} ({words.full(scan.mount, b'')}), scan {scan.id}", TITLE),
-        *_warnings(view),
+        *_warnings(view, commands),
         Facts([
             ("Running for", units.duration(view.at - scan.started_at)),
             ("Chunks", chunk_words(view.chunks)),
@@ -213,19 +215,19 @@ def _scan(view: View) -> list[Line | Facts | Table]:
         blocks += [Line(), Table("Slowest now", (">Since", "In", ">Chunk", "Path"), rows)]
     if view.unanswered:
         rows = [[units.duration(p.waited_s), p.op, _path(scan, p.path)] for p in view.unanswered]
-        note = f"Why: smartscan problems {words.quoted(scan.mount)}"
+        note = f"Why: {commands('problems', scan.mount.name)}"
         blocks += [Line(), Table("Gave no answer, and were given up", (">Waited", "In", "Path"), rows, note)]
     return blocks
 
 
-def _warnings(view: View) -> list[Line]:
+def _warnings(view: View, commands: words.Commands) -> list[Line]:
     scan, lines = view.scan, []
     if view.silent_s is not None:
         pid, host = scan.controller.get("pid", units.UNKNOWN), scan.controller.get("host", units.UNKNOWN)
         silent = units.duration(view.silent_s)
         lines += [
             Line(f"No sign of life of its controller (process {pid} on {host}) for {silent}.", BAD),
-            Line(f"If that is dead, this goes on where it stopped: {words.scan_command(scan.mount)}", BAD),
+            Line(f"If that is dead, this goes on where it stopped: {commands.scan(scan.mount)}", BAD),
         ]
     if scan.paused:
         lines.append(Line(f"Paused: {show(scan.paused.encode())}", BAD))

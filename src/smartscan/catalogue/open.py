@@ -49,7 +49,7 @@ def open_catalogue(path: Path, *, create: bool, storage: Storage | None = None) 
     lock.refuse_other_path(path)
     found = _check_file(path)
     if not (found or create):
-        raise CatalogueError(f"there is no catalogue {path} yet; `smartscan scan` makes it")
+        raise CatalogueError(f"there is no catalogue {path} yet; the first scan makes it")
     directory.make_room(path)
     storage = storage or examine(path)
     with sqlite_errors(path):

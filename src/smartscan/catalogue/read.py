@@ -50,7 +50,7 @@ def _connect(path: Path) -> sqlite3.Connection:
     if path.exists() and not path.is_file():
         raise CatalogueError(f"{path} is not a file; choose another catalogue with --db")
     if not made:
-        raise CatalogueError(f"there is no catalogue {path} yet; `smartscan scan MOUNT_PATH NAME` makes it")
+        raise CatalogueError(f"there is no catalogue {path} yet; the first scan makes it")
     if not os.access(path, os.R_OK):
         raise CatalogueError(f"the catalogue {path} may not be read by this user")
     uri = f"{path.absolute().as_uri()}?mode=ro"

@@ -20,9 +20,8 @@ from typing import Any, NoReturn
 import click
 
 from smartscan import __version__
+from smartscan.cli._options import PROGRAM
 from smartscan.errors import EXIT_INTERRUPTED, SmartScannerError, UsageError
-
-PROGRAM = "smartscan"
 
 EXIT_PIPE = 128 + 13  # as shells report a program that SIGPIPE ended
 
@@ -53,7 +52,7 @@ class Frame(click.Group):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")  # a letter the terminal lacks ends no command
         try:
-            status = super().main(args, prog_name or PROGRAM, **extra)
+            status = super().main(args, prog_name or os.environ.get("SMART_SCAN_COMMAND") or PROGRAM, **extra)
         except SmartScannerError as error:
             say(str(error))
             status = error.exit_status

@@ -6,12 +6,21 @@ Touches: the logging of this process.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
+
+from smartscan import config
+
+if TYPE_CHECKING:
+    from smartscan.report import words
+
+PROGRAM = "smartscan"
 
 LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
 
@@ -63,6 +72,16 @@ def command(*, examples: Sequence[str]) -> Callable[[Callable[..., int | None]],
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+
+
+def commands(db: Path | None) -> words.Commands:
+    """Give the commands as this user has to type them: with the name used, and --db where it was needed."""
+    from smartscan.report import words
+
+    program = os.environ.get("SMART_SCAN_COMMAND") or PROGRAM
+    said = click.get_current_context().get_parameter_source("db") is ParameterSource.COMMANDLINE
+    needed = said and config.catalogue_path(db) != config.catalogue_path(None)
+    return words.Commands(program, str(config.catalogue_path(db)) if needed else None)
 
 
 def _file(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:

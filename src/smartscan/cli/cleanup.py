@@ -20,8 +20,8 @@ def command(db: Path | None, dry_run: bool, image: str) -> int:
     """Remove workers whose controller is gone, and the folders of ended attempts.
 
     Only what carries this program's mark is touched, and never the catalogue, a volume, or anything of a
-    scan that runs or
-    can go on. What cannot be removed yet (a worker that hangs on dead storage) is named; exit status 3 then.
+    scan that runs or can go on. What cannot be removed yet (a worker that hangs on dead storage) is named;
+    exit status 3 then.
     """
     from smartscan import cleanup
     from smartscan.run.request import namespace

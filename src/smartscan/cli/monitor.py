@@ -31,10 +31,10 @@ def command(db: Path | None, once: bool, interval: float, as_json: bool) -> None
 
     catalogue = config.catalogue_path(db)
     if not (once or as_json) and sys.stdout.isatty():
-        return monitor.watch(catalogue, interval_s=interval)
+        return monitor.watch(catalogue, interval_s=interval, commands=options.commands(db))
     found, last, now = monitor.look(catalogue, monitor.Meter())
     if as_json:
         page.show_json(monitor.as_json(found, last, now=now))
     else:
-        page.show(monitor.page(found, last, now=now))
+        page.show(monitor.page(found, last, now=now, commands=options.commands(db)))
     return None

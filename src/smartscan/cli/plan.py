@@ -11,13 +11,12 @@ from typing import Any
 
 import click
 
-from smartscan import config, units
+from smartscan import config
 from smartscan.cli import _options as options
 from smartscan.cli import _request, say
+from smartscan.cli._progress import ProgressLine
 from smartscan.errors import EXIT_INCOMPLETE, EXIT_OK, UsageError
-from smartscan.model import Scope, path_json, show
-
-ROOTS_SHOWN = 3
+from smartscan.model import show
 
 
 @options.command(
@@ -28,7 +27,8 @@ ROOTS_SHOWN = 3
 )
 @click.argument("mount_path")
 @click.argument("mount_name", required=False)
-@_request.walk_options
+@_request.worker_options
+@_request.rule_options
 @click.option(
     "--from-catalogue", is_flag=True, help="Use the sizes of the last scan; the share is not touched."
 )
@@ -48,6 +48,8 @@ def command(
     links once.
     """
     from smartscan import run
+    from smartscan.report import page
+    from smartscan.report import plan as report
     from smartscan.run.scan import planned
 
     if not mount_path:
@@ -62,57 +64,16 @@ def command(
                 raise UsageError(
                     f"{show(path)} is not in the catalogue; scan it first, or leave out --from-catalogue"
                 )
-            made = _request.request(mount_path, known[0].name, db, quiet=True, **wanted)
+            made = _request.request(mount_path, known[0].name, db, **wanted)
             chunks, whole = planned(catalogue, known[0].id, made), True
     else:
-        made = _request.request(mount_path, mount_name or "share", db, quiet=as_json, **wanted)
-        chunks, whole = run.survey(made)
-        if not whole:
-            say("some directories could not be read, so sizes are lower bounds")
+        made = _request.request(mount_path, mount_name or "share", db, **wanted)
+        with ProgressLine() as line:
+            chunks, whole = run.survey(made if as_json else line.watch(made))
     if as_json:
-        from smartscan.report import page
-
-        page.show_json(
-            [
-                {
-                    "disk_bytes": c.est_bytes,
-                    "entries": c.est_entries,
-                    "roots": [{**path_json(r.path), "scope": r.scope.value} for r in c.roots],
-                }
-                for c in chunks
-            ]
-        )
-        return EXIT_OK if whole else EXIT_INCOMPLETE
-    from smartscan.report.page import Line, Table
-    from smartscan.report.page import show as show_page
-    from smartscan.report.words import plural
-
-    rows = []
-    for number, c in enumerate(chunks, 1):
-        names = [
-            (show(r.path) or ".") + ("/*" if r.scope is Scope.FILES else "") for r in c.roots[:ROOTS_SHOWN]
-        ]
-        more = len(c.roots) - len(names)
-        rows.append(
-            [
-                str(number),
-                units.size(c.est_bytes),
-                units.count(c.est_entries),
-                ", ".join(names) + (f" and {more} more" if more else ""),
-            ]
-        )
-    disk, entries = sum(c.est_bytes for c in chunks), sum(c.est_entries for c in chunks)
-    total = f"{plural(len(chunks), 'chunk')}, {units.size(disk)} on disk, {units.count(entries)} entries"
-    show_page(
-        [
-            Table(
-                "Chunks, largest first (/* = only the files directly in it)",
-                (">Chunk", ">On disk", ">Entries", "Roots"),
-                rows,
-                "",
-            ),
-            Line(),
-            Line(total),
-        ]
-    )
+        page.show_json(report.as_json(chunks))
+    else:
+        page.show(report.page(chunks))
+    if not whole:
+        say("some directories could not be read, so sizes are lower bounds")
     return EXIT_OK if whole else EXIT_INCOMPLETE

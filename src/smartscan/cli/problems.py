@@ -27,8 +27,12 @@ def command(mount_name: str | None, db: Path | None, cleared: bool, as_json: boo
     from smartscan.report import page, problems
 
     with read.open_for_reading(config.catalogue_path(db)) as catalogue:
-        found = problems.problems(catalogue, read.mounts(catalogue, mount_name), cleared=cleared)
+        among = read.mounts(catalogue, mount_name)
+        found = problems.problems(catalogue, among, cleared=cleared)
+        unsettled = problems.unsettled(catalogue, among)
     if as_json:
         page.show_json(problems.as_json(found))
     else:
-        page.show(problems.page(found, now=time.time()))
+        page.show(
+            problems.page(found, now=time.time(), unsettled=unsettled, commands=options.commands(db))
+        )

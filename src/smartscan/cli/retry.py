@@ -18,17 +18,18 @@ from smartscan.cli import _request
 
 @options.command(examples=("smartscan retry Videos",))
 @click.argument("mount_name")
-@_request.walk_options
+@_request.worker_options
 @options.json_option
 def command(mount_name: str, db: Path | None, as_json: bool, **wanted: Any) -> int:
     """Try now what the last scan of MOUNT_NAME could not read.
 
-    What answers is catalogued and its problems are cleared; the account of that scan is settled anew.
+    What answers is catalogued and its problems are cleared; the account of that scan is settled anew. The
+    rules of that scan hold: what it left out is not entered.
     """
     from smartscan.catalogue import read
     from smartscan.run import retry
 
     with read.open_for_reading(config.catalogue_path(db)) as catalogue:
         (mount,) = read.mounts(catalogue, mount_name)
-    made = _request.request(os.fsdecode(mount.path), mount.name, db, quiet=as_json, **wanted)
-    return _request.finish(made, retry(made), as_json=as_json)
+    made = _request.request(os.fsdecode(mount.path), mount.name, db, **wanted)
+    return _request.carry_out(retry, made, as_json=as_json)

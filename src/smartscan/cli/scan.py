@@ -22,7 +22,8 @@ from smartscan.cli import _request
 )
 @click.argument("mount_path")
 @click.argument("mount_name")
-@_request.walk_options
+@_request.worker_options
+@_request.rule_options
 @click.option("--analyze", is_flag=True, help="Measure all sizes first, then scan the largest chunk first.")
 @options.json_option
 def command(
@@ -37,5 +38,5 @@ def command(
     """
     from smartscan.run import scan
 
-    made = _request.request(mount_path, mount_name, db, analyze=analyze, quiet=as_json, **wanted)
-    return _request.finish(made, scan(made), as_json=as_json)
+    made = _request.request(mount_path, mount_name, db, analyze=analyze, **wanted)
+    return _request.carry_out(scan, made, as_json=as_json)

@@ -38,4 +38,4 @@ def command(mount_name: str | None, db: Path | None, top: int, as_json: bool) ->
     if as_json:
         page.show_json(stats.as_json(found))
     else:
-        page.show(stats.page(found, limit=top))
+        page.show(stats.page(found, limit=top, commands=options.commands(db)))

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from unicodedata import combining, east_asian_width
 
 if TYPE_CHECKING:  # Rich is imported where a terminal needs it
     from rich.console import Group
@@ -131,11 +132,18 @@ def _known(facts: Facts) -> Iterable[tuple[str, str]]:
     return ((label, value) for label, value in facts.pairs if value is not None)
 
 
+def cells(text: str) -> int:
+    """Count the columns that a text takes on a terminal: letters of East Asia and emoji take two."""
+    if text.isascii():
+        return len(text)
+    return sum(0 if combining(c) else 2 if east_asian_width(c) in "WF" else 1 for c in text)
+
+
 def _columns(rows: Sequence[Sequence[str]], rights: Sequence[bool]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    widths = [max(map(cells, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(
-            cell.rjust(width) if right else cell.ljust(width)
+            f"{' ' * (width - cells(cell))}{cell}" if right else f"{cell}{' ' * (width - cells(cell))}"
             for cell, width, right in zip(row, widths, rights, strict=True)
         ).rstrip()
         for row in rows

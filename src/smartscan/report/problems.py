@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from smartscan import units
-from smartscan.catalogue import read
-from smartscan.catalogue.rows import Mount, Problem
+from smartscan.catalogue import read, runs
+from smartscan.catalogue.rows import Mount, Problem, Scan
+from smartscan.model import ScanState
 from smartscan.report import words
 from smartscan.report.page import GOOD, TITLE, Line, Page, Paths
 
@@ -22,10 +23,25 @@ def problems(db: sqlite3.Connection, among: Sequence[Mount], *, cleared: bool) -
     return list(read.problems(db, among, cleared=cleared))
 
 
-def page(found: Sequence[Problem], *, now: float) -> Page:
+def unsettled(db: sqlite3.Connection, among: Sequence[Mount]) -> list[Scan]:
+    """Give the last scans of mounts that did not reach everything: of those, no problem is no good news."""
+    last = (scan for mount in among for scan in runs.scans(db, mount, limit=1))
+    return [scan for scan in last if scan.state is not ScanState.COMPLETE]
+
+
+def page(
+    found: Sequence[Problem],
+    *,
+    now: float,
+    unsettled: Sequence[Scan] = (),
+    commands: words.Commands = words.INSTALLED,
+) -> Page:
     """List the problems for people: by mount and likely cause, the most paths first."""
     if not found:
-        return [Line("Every path could be read.", GOOD)]
+        if not unsettled:
+            return [Line("Every path could be read.", GOOD)]
+        so_far = ", ".join(f"{scan.mount.name} scan {scan.id} is {scan.state}" for scan in unsettled)
+        return [Line(f"Every path that was visited could be read, and not all were: {so_far}.")]
     groups: dict[tuple[str, str], dict[str, list[str]]] = {}
     for problem in found:
         group = groups.setdefault((problem.mount.name, words.cause(problem)), {})
@@ -35,7 +51,7 @@ def page(found: Sequence[Problem], *, now: float) -> Page:
         blocks.append(Line(f"{name}, {words.plural(_count(group), 'path')}: {cause}", TITLE))
         blocks += [Paths(said, paths) for said, paths in group.items()]
         blocks.append(Line())
-    return [*blocks, *(Line(text) for text in _next(found))]
+    return [*blocks, *(Line(text) for text in _next(found, commands))]
 
 
 def as_json(found: Sequence[Problem]) -> list[dict[str, Any]]:
@@ -90,6 +106,6 @@ def _next_try(problem: Problem, now: float) -> str:
     return f"tried again by scans after {words.moment(problem.retry_at)}"
 
 
-def _next(found: Sequence[Problem]) -> list[str]:
+def _next(found: Sequence[Problem], commands: words.Commands) -> list[str]:
     mounts = {problem.mount.name: problem.mount for problem in found if problem.cleared_at is None}
-    return [f"To try them now: smartscan retry {words.quoted(mount)}" for mount in mounts.values()]
+    return [f"To try them now: {commands('retry', name)}" for name in mounts]

@@ -53,7 +53,7 @@ def summary(db: sqlite3.Connection, scan_id: int) -> Summary:
     )
 
 
-def page(found: Summary) -> Page:
+def page(found: Summary, commands: words.Commands = words.INSTALLED) -> Page:
     """Say what a scan came to, for people."""
     scan, certificate = found.scan, found.scan.certificate
     mount = scan.mount
@@ -73,10 +73,10 @@ def page(found: Summary) -> Page:
         ]),
     ]
     if certificate is not None:
-        blocks += [Line(), *(Line(text) for text in certificate_words(certificate))]
+        blocks += [Line(), *(Line(text) for text in certificate_words(certificate, commands))]
     if found.missing:
-        blocks += [Line(), unread_table(found.missing, certificate)]
-    return [*blocks, Line(), *(Line(text) for text in next_words(scan))]
+        blocks += [Line(), unread_table(found.missing, certificate, commands)]
+    return [*blocks, Line(), *(Line(text) for text in next_words(scan, commands))]
 
 
 def as_json(found: Summary) -> dict[str, Any]:
@@ -132,7 +132,9 @@ def directory_json(directory: Directory) -> dict[str, Any]:
     }
 
 
-def certificate_words(certificate: Mapping[str, Any]) -> list[str]:
+def certificate_words(
+    certificate: Mapping[str, Any], commands: words.Commands = words.INSTALLED
+) -> list[str]:
     """Give the closing account in sentences: every directory found, and the bytes nobody can see."""
     dirs = certificate["dirs"]
     parts = " + ".join(f"{state} {units.count(dirs.get(state, 0))}" for state in ACCOUNT)
@@ -149,14 +151,18 @@ def certificate_words(certificate: Mapping[str, Any]) -> list[str]:
         them = "it ends" if len(hung) == 1 else "they end"
         lines.append(
             f"{words.plural(len(hung), 'worker')} cannot be killed: {them} when the storage answers again; "
-            "then: smartscan cleanup"
+            f"then: {commands('cleanup')}"
         )
     if (fs := certificate.get("fs")) and fs.get("used_bytes") is not None:
         lines += _fs_words(certificate, fs["used_bytes"])
     return lines
 
 
-def unread_table(missing: Sequence[Directory], certificate: Mapping[str, Any] | None) -> Table:
+def unread_table(
+    missing: Sequence[Directory],
+    certificate: Mapping[str, Any] | None,
+    commands: words.Commands = words.INSTALLED,
+) -> Table:
     """List directories that could not be read, with what earlier scans saw there; at least one."""
     rows = []
     for directory in missing:
@@ -165,8 +171,7 @@ def unread_table(missing: Sequence[Directory], certificate: Mapping[str, Any] | 
         because = words.STATES[state] if directory.reason in (None, state) else f"{directory.reason}"
         rows.append([path, state, because, kept if directory.entries else "nothing"])
     rest = unread_dirs(certificate) - len(rows)
-    name = words.quoted(missing[0].mount)
-    more = f"and {units.count(rest)} more: smartscan problems {name}" if rest > 0 else ""
+    more = f"and {units.count(rest)} more: {commands('problems', missing[0].mount.name)}" if rest > 0 else ""
     return Table("Not read", ("Path", "State", "Because", "Known from earlier"), rows, more)
 
 
@@ -187,27 +192,27 @@ def unread_dirs(certificate: Mapping[str, Any] | None) -> int:
     return sum(certificate["dirs"].get(state, 0) for state in UNREAD) if certificate else 0
 
 
-def next_words(scan: Scan) -> list[str]:
+def next_words(scan: Scan, commands: words.Commands = words.INSTALLED) -> list[str]:
     """Say what the result means and what to do now."""
-    name = words.quoted(scan.mount)
-    ask = f"smartscan stats {name}"
+    name = scan.mount.name
+    ask = commands("stats", name)
     match scan.state:
         case ScanState.COMPLETE:
             return [f"Complete: every directory was read or left out by a rule. To look at it: {ask}"]
         case ScanState.CANCELLED:
-            return [f"Stopped; what was read is kept. To go on: {words.scan_command(scan.mount)}"]
+            return [f"Stopped; what was read is kept. To go on: {commands.scan(scan.mount)}"]
         case ScanState.RUNNING:
-            return [f"Still running. To watch it: smartscan monitor. What is there so far: {ask}"]
+            return [f"Still running. To watch it: {commands('monitor')}. What is there so far: {ask}"]
     if scan.mount_dead:
         return [
             "Incomplete: the mount stopped answering, and what was left of it waits until it does again.",
-            f"See to the storage, then go on: {words.scan_command(scan.mount)}",
+            f"See to the storage, then go on: {commands.scan(scan.mount)}",
         ]
     n = unread_dirs(scan.certificate)
     what = f"{words.plural(n, 'directory')} could not be read" if n else "some entries could not be read"
     return [
-        f"Incomplete: {what}. Why: smartscan problems {name}",
-        f"To try those again: smartscan retry {name}. To look at the rest: {ask}",
+        f"Incomplete: {what}. Why: {commands('problems', name)}",
+        f"To try those again: {commands('retry', name)}. To look at the rest: {ask}",
     ]
 
 

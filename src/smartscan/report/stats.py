@@ -93,7 +93,7 @@ def stats(db: sqlite3.Connection, among: Sequence[Mount], *, limit: int, now: fl
     )
 
 
-def page(found: Stats, *, limit: int) -> Page:
+def page(found: Stats, *, limit: int, commands: words.Commands = words.INSTALLED) -> Page:
     """Say what the catalogue holds, for people; tallies show their first `limit` rows."""
     shares = found.shares
     blocks: list[Line | Table] = [_totals(shares)]
@@ -115,7 +115,7 @@ def page(found: Stats, *, limit: int) -> Page:
         blocks += [Line(), Table("Largest files", (">Size", "Path"), files)]
     blocks += [Line(), _history(shares)]
     for share in shares:
-        blocks += _missing(share)
+        blocks += _missing(share, commands)
     return blocks
 
 
@@ -264,18 +264,18 @@ def _history(shares: Sequence[Share]) -> Table:
     return Table("Scans", columns, rows)
 
 
-def _missing(share: Share) -> list[Line | Table]:
+def _missing(share: Share, commands: words.Commands) -> list[Line | Table]:
     certified = next((scan for scan in share.scans if scan.certificate is not None), None)
     if certified is None or certified.certificate is None:
         return []
     title = f"{share.mount.name}, scan {certified.id}: {certified.state}"
     blocks: list[Line | Table] = [Line(), Line(title, TITLE)]
-    blocks += [Line(f"  {text}") for text in scans.certificate_words(certified.certificate)]
+    blocks += [Line(text) for text in scans.certificate_words(certified.certificate, commands)]
     if share.missing:
-        blocks.append(scans.unread_table(share.missing, certified.certificate))
+        blocks += [Line(), scans.unread_table(share.missing, certified.certificate, commands)]
     if share.left_out:
         rows = [[reason or state, units.count(n)] for state, reason, n in share.left_out]
-        blocks.append(Table("Left out", ("Rule", ">Directories"), rows))
+        blocks += [Line(), Table("Left out", ("Rule", ">Directories"), rows)]
     return blocks
 
 

@@ -9,6 +9,7 @@ import errno
 import os
 import shlex
 import time
+from dataclasses import dataclass
 
 from smartscan import units
 from smartscan.catalogue.rows import Mount, Problem
@@ -97,14 +98,24 @@ def full_json(mount: Mount, path: bytes) -> dict[str, str]:
     return path_json(mount.absolute(path))
 
 
-def quoted(mount: Mount) -> str:
-    """Give the name of a mount for a command line."""
-    return shlex.quote(mount.name)
+@dataclass(frozen=True, slots=True)
+class Commands:
+    """Commands that a report tells to run, as this user has to type them."""
+
+    program: str = "smartscan"  # how the user called it
+    db: str | None = None  # where the catalogue is not the default one
+
+    def __call__(self, command: str, *words: str) -> str:
+        """Give a command line; its words are quoted for a shell."""
+        option = () if self.db is None else ("--db", self.db)
+        return f"{self.program} {shlex.join((command, *words, *option))}"
+
+    def scan(self, mount: Mount) -> str:
+        """Give the command that scans this mount (again)."""
+        return self("scan", show(mount.path), mount.name)
 
 
-def scan_command(mount: Mount) -> str:
-    """Give the command that scans this mount (again)."""
-    return f"smartscan scan {shlex.quote(show(mount.path))} {quoted(mount)}"
+INSTALLED = Commands()  # for whoever asks without a command line
 
 
 def error_name(number: int) -> str:
