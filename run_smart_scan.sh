@@ -38,7 +38,7 @@ Usage: ./run_smart_scan.sh COMMAND [ARGUMENT]...
   monitor           watch running scans               stats       what is on it
   story CHUNK       what happened to a chunk          problems    what could not be read, and why
   retry NAME        try again what was given up       cleanup     remove what was left behind
-  doctor            check this host
+  doctor            check this host; with --drill, scan a share that hangs
 
   setup     build what is missing: two images, or a virtual environment where there is no container engine
   update    fetch a newer version (of a git checkout) and build it
@@ -247,6 +247,12 @@ run_in_container() { # the program's arguments
     done
     # The options of `docker run` go before the program's own arguments.
     set -- "$CONTROLLER_IMAGE" "$@"
+    go='exec' passed_on=''
+    if wants_drill "$@"; then
+        may_drill
+        go='' passed_on=,bind-propagation=rshared
+        set -- --device /dev/fuse --cap-add SYS_ADMIN --security-opt apparmor=unconfined "$@"
+    fi
     if [ -n "$socket" ]; then
         set -- --network none --mount "$(bind "$socket" /var/run/docker.sock)" --env DOCKER_HOST= "$@"
     else
@@ -268,12 +274,38 @@ run_in_container() { # the program's arguments
     if has_init; then set -- --init "$@"; fi
     export TZ PUID PGID
     # The share is not among the mounts: only workers read it, so that nothing here can hang on it.
-    exec "$engine" run --rm --name "$name" --label "$CONTROLLER_LABEL=1" \
+    $go "$engine" run --rm --name "$name" --label "$CONTROLLER_LABEL=1" \
         --read-only --tmpfs /tmp --security-opt no-new-privileges --security-opt label=disable \
         --log-driver json-file --log-opt max-size=1m \
-        --mount "$(bind "$data")" \
+        --mount "$(bind "$data")$passed_on" \
         --env "SMART_SCAN_DIR=$data" --env "SMART_SCAN_CONTAINER=$name" --env SMART_SCAN_ENGINE=docker \
         --env TZ --env PUID --env PGID "$@"
+    exit # only here where something is to be undone
+}
+
+wants_drill() { # the program's arguments: doctor --drill mounts a share that hangs, and no other command mounts
+    [ "$command" = doctor ] || return 1
+    for word in "$@"; do [ "$word" != --drill ] || return 0; done
+    return 1
+}
+
+may_drill() { # what the controller mounts below the data directory must be seen by the workers' engine
+    local_one="run it with local workers: SMART_SCAN_ENGINE=local $0 doctor --drill"
+    [ "$(id -u)" = 0 ] || fail $EXIT_FAILED "the drill mounts a share that hangs, which only root may; run it as root."
+    [ -n "$socket" ] || fail $EXIT_FAILED "the drill needs an engine on this host; $local_one."
+    [ -c /dev/fuse ] || fail $EXIT_FAILED "the drill mounts a share that hangs, and there is no /dev/fuse here; modprobe fuse."
+    is_shared "$data" && return 0
+    { mount --bind "$data" "$data" && mount --make-shared "$data"; } 2>/dev/null ||
+        fail $EXIT_FAILED "what a container mounts below $data is not seen by others here; $local_one."
+    trap 'umount -l "$data"' EXIT
+    trap 'exit 130' INT TERM HUP
+}
+
+is_shared() { # whether the mount that a folder lies on passes on what is mounted below it
+    awk -v path="$1" '
+        { top = $5; gsub(/\\040/, " ", top); if (top != "/") top = top "/" }
+        index(path "/", top) == 1 && length(top) >= length(found) { found = top; shared = / shared:[0-9]/ }
+        END { exit !shared }' /proc/self/mountinfo
 }
 
 has_init() { # some packages of Docker leave the engine's helper out, and then --init refuses to start

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from containers import SCRIPT, docker_command, engine_url, until
-from fault_mount import fault_mount, hang, latency
+from smartscan.faults import fault_mount, hang, latency
 from trees import Tree, build, find_listing
 
 pytestmark = [
@@ -251,3 +251,15 @@ def test_a_terminal_is_passed_through(home: Home) -> None:
         os.close(controller)
     assert done.returncode == 0
     assert b"\x1b[" in shown  # the program knew that somebody watches
+
+
+@pytest.mark.fuse
+def test_the_drill_proves_it_in_containers(home: Home) -> None:
+    done = home.run("doctor", "--drill", "--json")
+    found = json.loads(done.stdout or "[]")
+    assert done.returncode == 0, found or done.stderr
+    assert any("on the engine docker" in one["says"] for one in found)
+    assert found[-1]["what"] == "left"
+    home.assert_nothing_is_left()
+    assert os.fspath(home.data).encode() not in Path("/proc/self/mountinfo").read_bytes()
+    assert list(home.data.iterdir()) == []

@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 
 from containers import CONTROLLER_IMAGE, WORKER_IMAGE, docker_command, engine_url, until
-from fault_mount import fault_mount, hang
 from smartscan.engine import Job, docker, host
 from smartscan.errors import EngineError, MountError
+from smartscan.faults import fault_mount, hang
 from smartscan.model import Resources
 
 pytestmark = pytest.mark.docker

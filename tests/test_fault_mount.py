@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from fault_mount import fail, fault_mount, hang, latency, slow
+from smartscan.faults import fail, fault_mount, hang, latency, slow
 
 pytestmark = pytest.mark.fuse
 

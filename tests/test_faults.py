@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import catalogues
-from fault_mount import fail, fault_mount, hang, latency
+from smartscan.faults import fail, fault_mount, hang, latency
 from trees import build
 
 pytestmark = pytest.mark.fuse

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from disks import fill, small_disk
-from fault_mount import fault_mount
 from smartscan.catalogue.lock import SILENCE_S, Holder, MountLock, holders, refuse_other_path
 from smartscan.catalogue.open import open_catalogue
 from smartscan.errors import CatalogueBusy, CatalogueError, CatalogueFull
+from smartscan.faults import fault_mount
 
 HOLD = """
 import sys, time

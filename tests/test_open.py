@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from disks import fill, small_disk
-from fault_mount import fault_mount
 from smartscan.catalogue import directory
 from smartscan.catalogue.migrations import VERSION, migrate, run_script
 from smartscan.catalogue.open import (
@@ -25,6 +24,7 @@ from smartscan.catalogue.open import (
     transaction,
 )
 from smartscan.errors import CatalogueBusy, CatalogueError, CatalogueFull
+from smartscan.faults import fault_mount
 from users import ordinary_user
 
 OPEN = "import sys; from pathlib import Path; from smartscan.catalogue.open import open_catalogue; "

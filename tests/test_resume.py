@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from command import ended_at_last, run, scan, scan_words, start, until, workers_of
-from fault_mount import fault_mount, latency
+from smartscan.faults import fault_mount, latency
 from trees import Hard, Tree, build, find_listing
 from truth import Holdings, check_consistent, check_same_tree, differences, holdings
 

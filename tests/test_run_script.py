@@ -120,6 +120,11 @@ def test_the_container_gets_the_data_directory_and_the_socket_and_never_the_shar
     assert "none" in asked
 
 
+def test_only_the_drill_may_mount(host: Host) -> None:
+    assert "SYS_ADMIN" not in host.run("doctor").stdout
+    assert "SYS_ADMIN" not in host.run("stats", "--drill").stdout
+
+
 def test_a_proxy_for_the_socket_is_honoured(host: Host) -> None:
     asked = host.run("stats", DOCKER_HOST="tcp://127.0.0.1:9").stdout.splitlines()
     assert not [word for word in asked if "docker.sock" in word]

@@ -30,6 +30,7 @@ from rich.terminal_theme import MONOKAI
 from rich.text import Text
 
 ROOT = Path(__file__).parent.parent
+FILE_SYSTEM = ROOT / "src" / "smartscan" / "faults" / "filesystem.py"
 IMAGES = ROOT / "docs" / "images"
 COLUMNS = 118
 OWN_NAMESPACE = "SMART_SCAN_PICTURES"
@@ -100,7 +101,7 @@ def broken_share(scratch: Path) -> Iterator[None]:
     SHARE.mkdir(parents=True)
     rules, ready = scratch / "rules.json", scratch / "ready"
     daemon = subprocess.Popen(
-        [sys.executable, "-S", ROOT / "tests" / "faultfs.py", SHARE, real, rules, "--ready", ready]
+        [sys.executable, "-S", FILE_SYSTEM, SHARE, real, rules, "--ready", ready]
     )
     try:
         while not ready.exists():

@@ -1,12 +1,13 @@
 """Removes what this program left behind, and nothing else. The only room that deletes.
 
 Touches: workers that carry our mark and whose controller is gone; below the data directory the folders of
-ended attempts, of surveys and of probes. Never the catalogue, never volumes, never what a living
-controller uses.
+ended attempts, of surveys, of probes and of drills, and the mounts of these. Never the catalogue, never
+volumes, never what a living controller uses.
 """
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from smartscan import engine as engines
 from smartscan.catalogue import lock, read
 from smartscan.config import CATALOGUE, WORKER_IMAGE
 from smartscan.errors import CatalogueBusy, CatalogueError, EngineError
+from smartscan.faults import unmount_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,14 @@ def leftovers(db: Path, namespace: str, *, image: str = WORKER_IMAGE) -> tuple[l
             )
     for folder in _folders(db, alive, busy, kept):
         found.append(Leftover(str(folder), partial(_remove_folder, folder)))
+    for folder in _drills(db.parent):
+        found.append(Leftover(str(folder), partial(_remove_drill, folder)))
     return found, kept
+
+
+def drilled(db: Path) -> list[Path]:
+    """List the catalogues of drills that were killed beside this one: they may have workers, too."""
+    return [folder / "drill.db" for folder in _drills(db.parent)]
 
 
 def clean(found: list[Leftover], db: Path) -> tuple[list[str], list[str]]:
@@ -104,6 +113,19 @@ def _folders(db: Path, alive: dict[str, lock.Holder], busy: set[Path], kept: lis
         yield from sorted(data.glob(".probe-*"))
 
 
+def _drills(data: Path) -> Iterator[Path]:
+    """Folders of drills whose process is gone; one that runs holds a lock."""
+    for folder in sorted(data.glob("drill-*")):
+        try:
+            with (folder / "lock").open() as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            pass
+        except OSError:
+            continue
+        yield folder
+
+
 def _needed(db: Path) -> set[tuple[str, str]]:
     """Folders of attempts that have not ended, of scans that can go on: (mount, folder).
 
@@ -141,3 +163,8 @@ def _remove_worker(engine: engines.Engine, worker_id: str) -> bool:
 def _remove_folder(folder: Path) -> bool:
     shutil.rmtree(folder, ignore_errors=True)
     return not folder.exists()
+
+
+def _remove_drill(folder: Path) -> bool:
+    unmount_in(folder)  # its file system went with its process; what is left of it answers nobody
+    return _remove_folder(folder)

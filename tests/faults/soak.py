@@ -25,8 +25,8 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 from line import Line, until  # noqa: E402
 
 import catalogues  # noqa: E402
-from fault_mount import FaultMount, Rule, fail, fault_mount, hang, latency, slow  # noqa: E402
 from smartscan.errors import MountError  # noqa: E402
+from smartscan.faults import FaultMount, Rule, fail, fault_mount, hang, latency, slow  # noqa: E402
 from smartscan.model import Limits, Resources  # noqa: E402
 from smartscan.run import Request, retry, scan  # noqa: E402
 from trees import Link, Tree, find_listing  # noqa: E402

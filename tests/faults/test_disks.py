@@ -16,7 +16,7 @@ from line import STALL_S, Line, until
 
 import catalogues
 from disks import fill, small_disk
-from fault_mount import fault_mount, latency
+from smartscan.faults import fault_mount, latency
 from trees import find_listing
 
 pytestmark = [pytest.mark.root, pytest.mark.fuse]

@@ -16,9 +16,9 @@ import pytest
 from line import STALL_S, Line, until
 
 from containers import WORKER_IMAGE, docker_command, engine_url
-from fault_mount import fault_mount, hang, latency
 from smartscan.engine import Job, docker
 from smartscan.errors import EngineError, MountError
+from smartscan.faults import fault_mount, hang, latency
 from smartscan.model import Limits, Resources, Root
 from smartscan.run.request import namespace
 from smartscan.worker.orders import Orders

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from line import STALL_S, Line, until
 
-from fault_mount import FaultMount, fail, fault_mount, hang, latency, slow
+from smartscan.faults import FaultMount, fail, fault_mount, hang, latency, slow
 from trees import ODD_NAMES, build, find_listing
 
 pytestmark = pytest.mark.fuse

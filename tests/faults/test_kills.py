@@ -22,12 +22,12 @@ from line import COMMAND, Line, until
 from steps import MUTATING, SAMPLE, SEED, Step, disturbed, each, sample, steps, strace
 
 import catalogues
-from fault_mount import fault_mount, latency
 from smartscan import shard
 from smartscan.catalogue import open as opening
 from smartscan.catalogue.bulk import open_bulk
 from smartscan.catalogue.ingest import Ingest
 from smartscan.errors import ShardError
+from smartscan.faults import fault_mount, latency
 from smartscan.model import Limits, Root
 from smartscan.worker.orders import Orders
 from trees import Tree, find_listing

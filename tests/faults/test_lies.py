@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from line import until
 
-from fault_mount import fail, fault_mount, latency
+from smartscan.faults import fail, fault_mount, latency
 from trees import ODD_NAMES, Link, find_listing, odd_tree
 
 pytestmark = pytest.mark.fuse

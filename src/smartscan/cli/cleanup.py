@@ -27,7 +27,12 @@ def command(db: Path | None, dry_run: bool, image: str) -> int:
     from smartscan.run.request import namespace
 
     path = config.catalogue_path(db)
-    found, kept = cleanup.leftovers(path, namespace(path), image=image)
+    found: list[cleanup.Leftover] = []
+    kept: list[str] = []
+    for each in (*cleanup.drilled(path), path):
+        items, stays_as_is = cleanup.leftovers(each, namespace(each), image=image)
+        found += items
+        kept += [text for text in stays_as_is if each == path]
     for text in kept:
         print(f"kept: {text}")
     if dry_run:

@@ -1,6 +1,6 @@
 """Mount the fault file system for the length of a `with`, and always take it away again.
 
-Touches: /dev/fuse, a temporary directory, a daemon of its own. Needs root: mark the test `fuse`.
+Touches: /dev/fuse, a temporary directory, a daemon of its own. Needs root.
 
     with fault_mount(tree, rules=[hang("stuck", "opendir")]) as share:
         ... read share.path ...
@@ -11,6 +11,7 @@ Touches: /dev/fuse, a temporary directory, a daemon of its own. Needs root: mark
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import subprocess
@@ -22,7 +23,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from smartscan.errors import SmartScannerError
+
+MNT_DETACH = 2  # umount2(2)
 Rule = dict[str, Any]
+PREFIX, MOUNT_POINT = "faultfs-", "mnt"
 READY_S = 10.0  # a daemon is ready in 0.1 s; a busy machine has more patience
 
 
@@ -44,6 +49,9 @@ def fail(path: str, *ops: str, errno: str, **more: Any) -> Rule:
 def latency(ms: float) -> Rule:
     """Make everything as far away as a server over a network."""
     return slow("*", ms=ms)
+
+
+libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass
@@ -78,17 +86,21 @@ class FaultMount:
 @contextlib.contextmanager
 def fault_mount(real: Path, *, rules: Sequence[Rule] = (), virtual: Sequence[Rule] = (),
                 interrupt: str = "ignore", direct_io: bool = False, entry_cache_s: float = 1.0,
-                attr_cache_s: float = 1.0) -> Iterator[FaultMount]:
-    """Mount `real` somewhere else, failing as the rules say (faultfs.py); unmounted on every way out."""
-    with tempfile.TemporaryDirectory(prefix="faultfs-") as scratch:
+                attr_cache_s: float = 1.0, below: Path | None = None) -> Iterator[FaultMount]:
+    """Mount `real` somewhere else, failing as the rules say (filesystem.py); unmounted on every way out.
+
+    The mount lies in a folder of its own below `below`, else in the temporary directory. SmartScannerError
+    where it cannot be mounted: the daemon has said why on stderr.
+    """
+    with tempfile.TemporaryDirectory(prefix=PREFIX, dir=below) as scratch:
         folder = Path(scratch)
-        mount_point, ready = folder / "mnt", folder / "ready"
+        mount_point, ready = folder / MOUNT_POINT, folder / "ready"
         mount_point.mkdir()
         folder.chmod(0o755)  # ordinary users may be sent in
         log = folder / "log"
         log.touch()
         command = [
-            sys.executable, "-S", str(Path(__file__).with_name("faultfs.py")),
+            sys.executable, "-S", str(Path(__file__).with_name("filesystem.py")),
             str(mount_point), str(real), str(folder / "rules.json"),
             "--ready", str(ready), "--log", str(log),
             "--entry-cache", str(entry_cache_s), "--attr-cache", str(attr_cache_s),
@@ -102,18 +114,30 @@ def fault_mount(real: Path, *, rules: Sequence[Rule] = (), virtual: Sequence[Rul
             yield share
         finally:
             share.end()
-            _unmount(mount_point)
+            unmount(mount_point)
 
 
 def _wait_for(ready: Path, daemon: subprocess.Popen[bytes]) -> None:
     give_up_at = time.monotonic() + READY_S
     while not ready.exists():
         if daemon.poll() is not None or time.monotonic() > give_up_at:
-            raise RuntimeError(f"faultfs did not mount (exit status {daemon.returncode})")
+            raise SmartScannerError(
+                f"the file system that fails on purpose did not mount (exit status {daemon.returncode})"
+            )
         time.sleep(0.01)
 
 
-def _unmount(mount_point: Path) -> None:
-    # Lazily: a reader that was just freed may still have it open. Again, while something is mounted there.
-    while str(mount_point).encode() in Path("/proc/self/mountinfo").read_bytes():
-        subprocess.run(["umount", "--lazy", os.fspath(mount_point)], check=True)
+def unmount(mount_point: Path) -> None:
+    """Take away whatever is mounted at a path, if anything is; needs root.
+
+    Lazily: a reader that was just freed may still have it open. Again and again, as mounts may lie on one
+    another.
+    """
+    while libc.umount2(os.fsencode(mount_point), MNT_DETACH) == 0:
+        pass
+
+
+def unmount_in(folder: Path) -> None:
+    """Take away the mounts that a killed process left in `folder`, which it had given as `below`."""
+    for scratch in folder.glob(f"{PREFIX}*"):
+        unmount(scratch / MOUNT_POINT)

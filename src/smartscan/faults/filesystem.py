@@ -1,10 +1,10 @@
-#!/usr/bin/env python3
 """A pass-through FUSE file system that fails where it is told to, in the standard library alone.
 
-    faultfs.py MOUNTPOINT REAL_ROOT RULES.json [--log FILE] [--ready FILE] [--direct-io]
-               [--entry-cache S] [--attr-cache S]
-
 Touches: /dev/fuse (needs root), REAL_ROOT. It speaks the kernel's protocol itself; no libfuse.
+
+    filesystem.py MOUNTPOINT REAL_ROOT RULES.json [--log FILE] [--ready FILE] [--direct-io]
+                  [--entry-cache S] [--attr-cache S]
+
 RULES.json is read again whenever it changes, and what hung on a rule is then answered by the new ones:
 
     {"rules": [{"path": "a/b*",            a pattern on the path below the mount; "" is the root, "*" is all
