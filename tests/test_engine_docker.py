@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import textwrap
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -141,6 +142,24 @@ def test_an_image_that_is_missing_or_another_is_said(rig: Rig) -> None:
             rig.engine(SLEEP, image=foreign).check()
     finally:
         docker_command("rmi", foreign)
+
+
+def test_a_worker_that_was_started_while_others_were_asked_after_is_running(rig: Rig) -> None:
+    engine = rig.engine(SLEEP)
+    first, over = engine.start(rig.job(1)), threading.Event()
+
+    def ask() -> None:
+        while not over.is_set():
+            engine.status(first)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        for number in range(2, 8):
+            assert engine.status(engine.start(rig.job(number))).state == "running"
+    finally:
+        over.set()
+        asking.join()
 
 
 def test_a_strangers_container_keeps_its_name(rig: Rig) -> None:

@@ -351,6 +351,11 @@ def end_attempt(
     conn.execute("DELETE FROM reading WHERE chunk_id = ?", (chunk_id,))
 
 
+def note_exits(conn: sqlite3.Connection, exits: Iterable[tuple[int, int, int]]) -> None:
+    """Note (exit status, chunk, attempt) of workers that were collected before they had quite ended."""
+    conn.executemany("UPDATE attempt SET exit_code = ? WHERE chunk_id = ? AND number = ?", exits)
+
+
 def event(
     conn: sqlite3.Connection,
     scan_id: int,

@@ -44,6 +44,7 @@ ATTEMPT = "/attempt"  # where a worker finds its folder
 CALL_S = 10.0  # inspect, list, logs: milliseconds, but seconds on a NAS that starts ten containers
 LATE_STARTS = 2  # in a row, while the engine answers otherwise: the share is dead
 SNAPSHOT_S = 0.1  # many workers are asked after at once; one list answers for all
+NEVER = float("-inf")
 LOG_LINES = 60
 CPU_SHARES = 512  # half of the default weight, where the kernel cannot limit CPUs
 UNREACHABLE = (docker.errors.DockerException, requests.RequestException)
@@ -108,7 +109,7 @@ class Docker:
         self._lock = threading.Lock()
         self._late_starts = 0
         self._seen: dict[str, str] | None = None
-        self._seen_at = -SNAPSHOT_S
+        self._seen_at = NEVER
         self._ended: dict[str, Status] = {}
 
     def check(self) -> None:
@@ -356,6 +357,8 @@ class Docker:
         except docker.errors.APIError:
             self.remove(worker_id)
             raise
+        with self._lock:  # a list that was made before this one ran would say that it does not
+            self._seen_at = NEVER
         self._late_starts = 0
         return worker_id
 

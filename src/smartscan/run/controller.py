@@ -139,6 +139,7 @@ class Controller:
         self.workers.close()
         if self.ending is not None:
             self.workers.hear()
+            self._persist(lambda: ledger.note_exits(self.conn, self.workers.exits))
         self.watch.close()
 
     def tell(self, event: sup.Event) -> None:
@@ -362,7 +363,7 @@ class Controller:
         self.tell(sup.StartFailed(chunk_id, number, message))
 
     def _started(self, attempt: Attempt, worker_id: str) -> None:
-        attempt.worker_id = worker_id
+        attempt.worker_id, attempt.asked_at = worker_id, time.monotonic()
         if self.attempts.get(attempt.chunk.id) is not attempt:  # so late that another attempt was made
             self._remove(attempt, keep_folder=False, wait_s=REMOVE_S, kill=True)
             return
@@ -584,8 +585,10 @@ class Controller:
             for a in self.attempts.values():
                 if not a.exited:
                     ledger.progress(self.conn, a.chunk.id, a.number, a.progress, a.moved_at, at)
+            ledger.note_exits(self.conn, self.workers.exits)
 
         self._persist(write)
+        self.workers.exits.clear()
         self.request.glance(self._glance())
 
     def _glance(self) -> Glance:

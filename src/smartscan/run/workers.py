@@ -54,6 +54,7 @@ class Workers:
     def __init__(self, engine: Engine, *, at_a_time: int) -> None:
         self.engine = engine
         self._pool = ThreadPoolExecutor(max_workers=4 * at_a_time + 4, thread_name_prefix="engine")
+        self.exits: list[tuple[int, int, int]] = []  # exit status, chunk, attempt; for whoever notes them
         self._answers: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
 
     def hear(self) -> bool:
@@ -106,22 +107,31 @@ class Workers:
         stays: Callable[[Attempt], None],
         kill: bool = False,
     ) -> None:
-        """See an ended worker and its folder off; with `kill` one that may run. `stays`: it would not go."""
+        """See an ended worker and its folder off; with `kill` one that may run. `stays`: it would not go.
+
+        How it ended is asked before it is removed, and put into `exits` where the attempt does not say it.
+        """
 
         def call() -> Callable[[], None]:
-            until = time.monotonic() + wait_s
-            gone = not attempt.worker_id
-            if kill and not gone:
-                self.engine.kill(attempt.worker_id)
-            while not gone and time.monotonic() < until:
-                gone = self.engine.remove(attempt.worker_id)
-                if not gone:
+            worker_id, until = attempt.worker_id, time.monotonic() + wait_s
+            status = attempt.status or Status("gone" if not worker_id else "unknown")
+            left = not worker_id
+            if kill and not left:
+                self.engine.kill(worker_id)
+            while not left and time.monotonic() < until:
+                if status.state != "exited":
+                    status = self.engine.status(worker_id)
+                left = status.state in ("exited", "gone") and self.engine.remove(worker_id)
+                if not left:
                     if time.monotonic() > until - wait_s + 2.0:
-                        self.engine.kill(attempt.worker_id)
+                        self.engine.kill(worker_id)
                     time.sleep(0.05)
-            if gone and not keep_folder:
+            if left and not keep_folder:
                 shutil.rmtree(attempt.folder, ignore_errors=True)
-            return lambda: None if gone else stays(attempt)
+            if left and attempt.status is None and status.exit_code is not None:
+                told = (status.exit_code, attempt.chunk.id, attempt.number)
+                return lambda: self.exits.append(told)
+            return lambda: None if left else stays(attempt)
 
         self._ask(call)
 
