@@ -25,21 +25,22 @@ def _change(top: bytes, chance: Random) -> None:
     below = folders[1:]
     folder, name = chance.choice(folders), b"new%d.TXT" % chance.randrange(10**9)
     here = os.path.join(folder, name)
+    one = len(os.listdir(top)) == 1  # a share that is empty, for a moment even, is taken for one that went
     match chance.randrange(12):
         case 0:
             _write(here, chance.randrange(9000))
         case 1:
             os.makedirs(os.path.join(here, b"deep", b"er"))
             _write(os.path.join(here, b"deep", b"file"), 5)
-        case 2 if len(files) > 3:
+        case 2 if len(files) > 3 and not one:
             os.unlink(chance.choice(files))
-        case 3 if len(below) > 3:
+        case 3 if len(below) > 3 and not one:
             shutil.rmtree(chance.choice(below))
-        case 4 if len(below) > 3:  # a file takes the place of a directory
+        case 4 if len(below) > 3 and not one:  # a file takes the place of a directory
             gone = chance.choice(below)
             shutil.rmtree(gone)
             _write(gone, 7)
-        case 5 if files:  # and the other way round
+        case 5 if files and not one:  # and the other way round
             gone = chance.choice(files)
             os.unlink(gone)
             os.mkdir(gone)

@@ -6,7 +6,6 @@ Pure.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from smartscan.model import DirState
 
@@ -37,27 +36,21 @@ class Counts:
     gone: int = 0
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Dir:
-    """A directory as the ingest knows it. `row` is set while its row is not written yet."""
+    """A directory as the ingest knows it. A directory's id is larger than that of the one above it."""
 
     id: int
+    path: bytes
+    above: Dir | None
     state: str
     scan_id: int | None = None
     digest: int | None = None
     dev: int | None = None
     own_blocks: int = 0
     listed: bool = False  # its entries were catalogued before
-    fresh: bool = False  # made by this process: what the cache does not know below it does not exist
-
-
-@dataclass(slots=True)
-class NewRow:
-    """The row of a new directory, until the window is written."""
-
-    parent_id: int | None
-    name: bytes
-    values: tuple[Any, ...] = (DirState.FOUND.value, None, None, None, None, 0, 0, 0)
+    # Whether the cache has every directory right below it that has a row. None: not asked; False: too many.
+    below_known: bool | None = None
 
 
 @dataclass(slots=True)

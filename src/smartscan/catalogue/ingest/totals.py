@@ -8,6 +8,7 @@ from __future__ import annotations
 import sqlite3
 from dataclasses import dataclass
 
+from smartscan.catalogue.ingest.state import Dir
 from smartscan.catalogue.numbers import signed
 from smartscan.codec import kinds
 
@@ -33,34 +34,34 @@ class Totals:
 
     def __init__(self, conn: sqlite3.Connection, mount_id: int) -> None:
         self.conn, self.mount_id = conn, mount_id
-        self.sums: dict[bytes, Sum] = {}
+        self.sums: dict[int, tuple[Dir, Sum]] = {}
         self.cells: dict[tuple[int, bytes], list[int]] = {}
 
-    def of(self, path: bytes) -> Sum:
+    def of(self, d: Dir) -> Sum:
         """Give the sum of a directory, to be added to."""
-        found = self.sums.get(path)
+        found = self.sums.get(d.id)
         if found is None:
-            found = self.sums[path] = Sum()
-        return found
+            found = self.sums[d.id] = d, Sum()
+        return found[1]
 
-    def carried_up(self) -> dict[bytes, Sum]:
-        """Carry every sum up to the mount, once; all of them are then those of whole subtrees."""
+    def carried_up(self) -> dict[int, tuple[Dir, Sum]]:
+        """Carry every sum up to the mount, once; all of them are then those of whole subtrees, by the
+        directory's id.
+        """
         sums = self.sums
-        levels: list[list[bytes]] = [[]]
-        for path in sums:
-            depth = path.count(b"/") + 1 if path else 0
-            while len(levels) <= depth:
-                levels.append([])
-            levels[depth].append(path)
-        for depth in range(len(levels) - 1, 0, -1):
-            for path in levels[depth]:
-                s = sums[path]
-                parent = path.rpartition(b"/")[0]
-                above = sums.get(parent)
-                if above is None:
-                    above = sums[parent] = Sum()
-                    levels[depth - 1].append(parent)
-                above.add(s.files, s.entries, s.bytes, s.disk_bytes)
+        for d, _ in list(sums.values()):
+            above = d.above
+            while above is not None and above.id not in sums:
+                sums[above.id] = above, Sum()
+                above = above.above
+        for number in sorted(sums, reverse=True):  # a directory's number is larger than that of the one above
+            d, s = sums[number]
+            if d.above is not None:
+                above_s = sums[d.above.id][1]
+                above_s.files += s.files
+                above_s.entries += s.entries
+                above_s.bytes += s.bytes
+                above_s.disk_bytes += s.disk_bytes
         return sums
 
     def tally(self, dimension: int, key: bytes, files: int, size: int, blocks: int) -> None:

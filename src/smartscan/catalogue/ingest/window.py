@@ -11,19 +11,22 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from smartscan.catalogue.ingest.largest import LARGEST
-from smartscan.catalogue.ingest.state import FAILED, LEFT_OUT, STATES, Counts, Dir, Large, NewRow
-from smartscan.catalogue.ingest.totals import Totals
+from smartscan.catalogue.ingest.state import FAILED, LEFT_OUT, STATES, Counts, Dir, Large
+from smartscan.catalogue.ingest.totals import Sum, Totals
 from smartscan.catalogue.numbers import signed
 from smartscan.catalogue.problems import note_problem
 from smartscan.codec import codec
 from smartscan.errors import MountError
-from smartscan.model import DirState, Op, WalkError
+from smartscan.model import DirState, Op, WalkError, join
 from smartscan.shard import BIG, KIND_ERROR, LAST, UNCHANGED, Record, Window
 
 if TYPE_CHECKING:
     from smartscan.catalogue.ingest.writer import Ingest
 
 _ROW = "CAST(e.name AS BLOB), a.type, e.size, e.blocks, e.mtime_ns, a.uid, e.ino, e.counted"
+_LISTED = STATES.index(DirState.LISTED)
+_NOTHING = Sum()
+_FOUND = (DirState.FOUND.value, None, None, None, None, 0, 0, 0)  # a row's state to own_blocks
 # A directory that the listing of the one above it, read to the end, does not have.
 NOT_LISTED = (
     "NOT EXISTS (SELECT 1 FROM entry AS e JOIN attr AS a ON a.id = e.attr_id "
@@ -40,11 +43,12 @@ class Intake:
     counts: Counts
     at: float
     problems: bool = True
-    rows: dict[int, NewRow] = field(default_factory=dict)
+    rows: dict[int, tuple[Any, ...]] = field(default_factory=dict)  # of new directories, by id
     updates: list[tuple[Any, ...]] = field(default_factory=list)
+    unchanged: list[tuple[int, int]] = field(default_factory=list)
     plain: list[tuple[Record, Dir]] = field(default_factory=list)  # entries that are simply added
     incoming: list[tuple[Record, Dir]] = field(default_factory=list)  # entries that replace others
-    replace: list[tuple[bytes, Dir, bool]] = field(default_factory=list)  # bool: it was read to the end
+    replace: list[tuple[Dir, bool]] = field(default_factory=list)  # bool: it was read to the end
     freed: set[tuple[int | None, int]] = field(default_factory=set)  # files whose counted name went
     next_id: int = 0
     totals: Totals = field(init=False)
@@ -55,13 +59,18 @@ class Intake:
     def take(self) -> None:
         """Write the window; within a transaction."""
         i = self.ingest
+        cache = i.cache
         (self.next_id,) = i.conn.execute("SELECT ifnull(max(id), 0) + 1 FROM dir").fetchone()
         failed: list[WalkError] = []
         for r in self.window.records:
             if r.kind == KIND_ERROR:
                 failed.append(WalkError(r.path, Op(r.op), r.err, r.waited_ns / 1e9))
                 continue
-            d = i.cache.get(r.path) or i.find(r.path) or self._make(r.path)
+            d = cache.get(r.path)
+            if d is None:
+                if self._is_simply_new(r):
+                    continue
+                d = i.find(r.path) or self._make(r.path)
             if d.scan_id == i.scan_id and d.state != DirState.FOUND:
                 continue  # decided in this scan already: what comes twice changes nothing
             self._entries(r, d)
@@ -76,14 +85,14 @@ class Intake:
                 self._decide(r, d, state)
         self._insert()
         if self.replace:
-            self._write_rows({})  # what is replaced looks for other names of its files in all directories
-        for path, d, whole in self.replace:
-            self._replace(path, d, whole)
+            self._write_rows()  # what is replaced looks for other names of its files in all directories
+        for d, whole in self.replace:
+            self._replace(d, whole)
         self.settle()
         gone = False
-        for path, d, whole in self.replace:  # only now that all sums of this window are written
+        for d, whole in self.replace:  # only now that all sums of this window are written
             if whole:
-                gone |= self._remove_gone(path, d)
+                gone |= self._remove_gone(d)
         if gone:
             self.settle()
         if self.problems:
@@ -93,21 +102,51 @@ class Intake:
     def settle(self) -> None:
         """Write what was summed up so far."""
         self._promote()
-        self._write_dirs()
+        self._write_rows()
         self.totals.write_tally()
         self.freed.clear()
         self.totals.clear()
 
     # -- records --------------------------------------------------------------------------------------
 
+    def _is_simply_new(self, r: Record) -> bool:
+        """Take a directory that was listed in one piece and of which nothing is known, which nearly all are
+        in a first scan; what `_make`, `_entries` and `_decide` do for all others. False where it is not such.
+        """
+        _, _, path, flags, state, _, _, n, _, digest, dev, own_blocks, files, size, blocks, *_ = r
+        if flags != LAST or state != _LISTED:
+            return False
+        above_path, _, name = path.rpartition(b"/")
+        above = self.ingest.cache.get(above_path)
+        if not path or above is None or not above.below_known:
+            return False
+        i, c, id_ = self.ingest, self.counts, self.next_id
+        digest, dev, own_blocks = signed(digest), signed(dev), signed(own_blocks)
+        d = i.cache[path] = Dir(id_, path, above, "listed", i.scan_id, digest, dev, own_blocks, True, True)
+        decided = ("listed", None, i.scan_id, dev, digest, n, r.subdirs, own_blocks)
+        self.rows[id_] = (id_, i.mount_id, above.id, name, *decided)
+        self.next_id += 1
+        disk = (blocks + own_blocks) * 512
+        self.totals.sums[id_] = d, Sum(files, n, size, disk)
+        if n:
+            self.plain.append((r, d))
+        c.entries += n
+        c.bytes += size
+        c.disk_bytes += disk
+        c.dirs += 1
+        if i.rescan:
+            c.new += n
+        return True
+
     def _make(self, path: bytes) -> Dir:
         """Give a new directory its row, and its ancestors where they are missing."""
-        parent_id, name = None, b""
+        above, name = None, b""
         if path:
-            above, _, name = path.rpartition(b"/")
-            parent_id = (self.ingest.cache.get(above) or self.ingest.find(above) or self._make(above)).id
-        made = self.ingest.cache[path] = Dir(self.next_id, DirState.FOUND, fresh=True)
-        self.rows[made.id] = NewRow(parent_id, name)
+            above_path, _, name = path.rpartition(b"/")
+            above = self.ingest.find(above_path) or self._make(above_path)
+        id_ = self.next_id
+        made = self.ingest.cache[path] = Dir(id_, path, above, DirState.FOUND, below_known=True)
+        self.rows[id_] = (id_, self.ingest.mount_id, above and above.id, name, *_FOUND)
         self.next_id += 1
         return made
 
@@ -129,7 +168,7 @@ class Intake:
         if not d.listed:
             if r.n:
                 self.plain.append((r, d))
-                self.totals.of(r.path).add(r.files, r.n, r.bytes, r.blocks * 512)
+                self.totals.of(d).add(r.files, r.n, r.bytes, r.blocks * 512)
                 if self.ingest.rescan:
                     c.new += r.n
         elif r.flags & BIG and not r.flags & LAST:
@@ -139,13 +178,13 @@ class Intake:
         elif whole or r.n or r.flags & BIG or STATES[r.state] in LEFT_OUT:
             if r.n:
                 self.incoming.append((r, d))
-            self.replace.append((r.path, d, whole or STATES[r.state] in LEFT_OUT))
+            self.replace.append((d, whole or STATES[r.state] in LEFT_OUT))
 
     def _set_dev(self, d: Dir, dev: int) -> None:
         d.dev = dev
         row = self.rows.get(d.id)
         if row is not None:
-            row.values = (*row.values[:3], dev, *row.values[4:])
+            self.rows[d.id] = (*row[:7], dev, *row[8:])
         else:
             self.ingest.conn.execute("UPDATE dir SET dev = ? WHERE id = ?", (dev, d.id))
 
@@ -159,8 +198,11 @@ class Intake:
         n, dirs = (large.entries, large.dirs) if large else (r.n, r.subdirs)
         own_blocks = signed(r.own_blocks) if r.own_blocks or listed else d.own_blocks
         row = self.rows.get(d.id)
-        if row is not None:
-            row.values = (state.value, reason, scan_id, signed(r.dev), digest, n, dirs, own_blocks)
+        if listed and (d.state, d.digest, d.dev, d.own_blocks) == (state, digest, signed(r.dev), own_blocks):
+            self.unchanged.append((scan_id, d.id))
+        elif row is not None:
+            row = (*row[:4], state.value, reason, scan_id, signed(r.dev), digest, n, dirs, own_blocks)
+            self.rows[d.id] = row
         elif listed or r.n or state in LEFT_OUT:
             self.updates.append(
                 (state.value, reason, scan_id, signed(r.dev), digest, n, dirs, own_blocks, d.id)
@@ -181,7 +223,7 @@ class Intake:
             )
             digest = d.digest
         if own_blocks != d.own_blocks:
-            self.totals.of(r.path).add(0, 0, 0, (own_blocks - d.own_blocks) * 512)
+            self.totals.of(d).add(0, 0, 0, (own_blocks - d.own_blocks) * 512)
         d.state, d.scan_id, d.digest, d.dev, d.own_blocks = state, scan_id, digest, signed(r.dev), own_blocks
         d.listed = state not in LEFT_OUT and (d.listed or listed or n > 0)
         self.counts.dirs += 1
@@ -212,7 +254,7 @@ class Intake:
             key = (signed(r.dev), ino)
             if key in seen or self._is_counted(key):
                 doubles.append((d.id, name))
-                self._uncount(r.path, name, mode & 0o170000 == 0o100000, size, blocks, mtime_ns, uid)
+                self._uncount(d, name, mode & 0o170000 == 0o100000, size, blocks, mtime_ns, uid)
             seen.add(key)
         i.bulk.insert("entry", "symlink", self.window.buffer, offsets, ids, attrs)
         if doubles:
@@ -228,10 +270,10 @@ class Intake:
             self.ingest.largest.keep(once, known_above=min(f[0] for f in files) if cut else 0)
 
     def _uncount(
-        self, path: bytes, name: bytes, is_file: bool, size: int, blocks: int, mtime_ns: int, uid: int
+        self, d: Dir, name: bytes, is_file: bool, size: int, blocks: int, mtime_ns: int, uid: int
     ) -> None:
         """Take one of several names of a file out of the totals; it stays an entry."""
-        self.totals.of(path).add(-is_file, 0, -size, -blocks * 512)
+        self.totals.of(d).add(-is_file, 0, -size, -blocks * 512)
         if is_file:
             self.totals.tally_file(-1, name, size, blocks, mtime_ns, uid)
 
@@ -249,7 +291,7 @@ class Intake:
         self.ingest.conn.execute("DELETE FROM temp.incoming WHERE dir_id = ?", (d.id,))
         self.ingest.conn.execute("DELETE FROM temp.incoming_link WHERE dir_id = ?", (d.id,))
 
-    def _replace(self, path: bytes, d: Dir, whole: bool) -> None:
+    def _replace(self, d: Dir, whole: bool) -> None:
         """Let what came in for a directory take the place of what was there."""
         conn, one = self.ingest.conn, (d.id,)
         both = (
@@ -275,7 +317,7 @@ class Intake:
             ).fetchone()
             self.counts.gone += gone
         which = "" if whole else f" AND {came}"
-        self._subtract(path, d.id, d.dev, which)
+        self._subtract(d, d.id, d.dev, which)
         conn.execute(f"DELETE FROM entry AS e WHERE e.dir_id = ?{which}", one)
         conn.execute(f"DELETE FROM symlink AS e WHERE e.dir_id = ?{which}", one)
         conn.execute(
@@ -285,21 +327,22 @@ class Intake:
         largest: list[tuple[int, int, bytes]] = []
         doubles: list[tuple[int, bytes]] = []
         seen: set[int] = set()
+        total = self.totals.of(d)
         for name, kind, size, blocks, mtime_ns, uid, ino, counted in conn.execute(
             f"SELECT {_ROW} FROM temp.incoming AS e JOIN attr AS a ON a.id = e.attr_id WHERE e.dir_id = ?",
             one,
         ):
             is_file = kind == "f"
-            self.totals.of(path).entries += 1
+            total.entries += 1
             if size is None or kind == "d":
-                self.totals.of(path).files += is_file  # one whose stat did not answer
+                total.files += is_file  # one whose stat did not answer
                 continue
             if counted is not None:
                 if ino in seen or self._is_counted((d.dev, ino)):
                     doubles.append((d.id, name))
                     continue
                 seen.add(ino)
-            self.totals.of(path).add(is_file, 0, size, blocks * 512)
+            total.add(is_file, 0, size, blocks * 512)
             if is_file:
                 self.totals.tally_file(1, name, size, blocks, mtime_ns, uid)
                 largest.append((size, d.id, name))
@@ -311,7 +354,7 @@ class Intake:
         self.ingest.largest.keep(largest)
         self._drop_incoming(d)
 
-    def _remove_gone(self, path: bytes, d: Dir) -> bool:
+    def _remove_gone(self, d: Dir) -> bool:
         """Remove the directories that a new listing has no more; False where there were none."""
         rows = self.ingest.conn.execute(
             "SELECT c.id, CAST(c.name AS BLOB) FROM dir AS c WHERE c.mount_id = ? AND c.parent_id = ? AND "
@@ -319,12 +362,12 @@ class Intake:
             (self.ingest.mount_id, d.id),
         ).fetchall()
         for child_id, name in rows:
-            self.remove_tree(path, child_id, name)
+            self.remove_tree(d, child_id, name)
         return bool(rows)
 
-    def _subtract(self, path: bytes, dir_id: int, dev: int | None, which: str = "") -> None:
-        """Take the entries of a directory out of all totals."""
-        total = self.totals.of(path)
+    def _subtract(self, at: Dir, dir_id: int, dev: int | None, which: str = "") -> None:
+        """Take the entries of a directory out of all totals, from that of `at` upwards."""
+        total = self.totals.of(at)
         for name, kind, size, blocks, mtime_ns, uid, ino, counted in self.ingest.conn.execute(
             f"SELECT {_ROW} FROM entry AS e JOIN attr AS a ON a.id = e.attr_id WHERE e.dir_id = ?{which}",
             (dir_id,),
@@ -339,14 +382,14 @@ class Intake:
             if kind == "f":
                 self.totals.tally_file(-1, name, size, blocks, mtime_ns, uid)
 
-    def remove_tree(self, parent: bytes, dir_id: int, name: bytes) -> None:
+    def remove_tree(self, above: Dir, dir_id: int, name: bytes) -> None:
         """Remove a directory that its parent does not hold any more, with everything below it.
 
         Its own entry goes with its parent's. What is summed up of it must be written before. Nothing happens
         where it went with another. Cost: the rows of the subtree.
         """
         i, conn = self.ingest, self.ingest.conn
-        top = parent + b"/" + name if parent else name
+        total, top = self.totals.of(above), join(above.path, name)
         stack = [(dir_id, top)]
         while stack:
             this, path = stack.pop()
@@ -361,10 +404,10 @@ class Intake:
                     (i.mount_id, this),
                 )
             ]
-            before = self.totals.of(parent).entries
-            self._subtract(parent, this, dev)  # the totals of what goes need no care, those above do
-            self.counts.gone += before - self.totals.of(parent).entries
-            self.totals.of(parent).disk_bytes -= own_blocks * 512
+            before = total.entries
+            self._subtract(above, this, dev)  # the totals of what goes need no care, those above do
+            self.counts.gone += before - total.entries
+            total.disk_bytes -= own_blocks * 512
             for table in ("entry", "symlink", "largest"):
                 conn.execute(f"DELETE FROM {table} WHERE dir_id = ?", (this,))
             conn.execute("DELETE FROM dir WHERE id = ?", (this,))
@@ -388,40 +431,27 @@ class Intake:
             i.conn.execute(
                 "UPDATE entry SET counted = 1 WHERE dir_id = ? AND name = CAST(? AS TEXT)", (dir_id, name)
             )
-            self.totals.of(i.path_of(dir_id)).add(kind == "f", 0, size, blocks * 512)
+            d = i.find(i.path_of(dir_id))
+            assert d is not None
+            self.totals.of(d).add(kind == "f", 0, size, blocks * 512)
             if kind == "f":
                 self.totals.tally_file(1, name, size, blocks, mtime_ns, uid)
                 self.ingest.largest.keep([(size, dir_id, name)])
 
     # -- totals -----------------------------------------------------------------------------------------
 
-    def _write_dirs(self) -> None:
+    def _write_rows(self) -> None:
         """Carry every sum up to the mount, and write new and changed rows of directories."""
-        conn, cache = self.ingest.conn, self.ingest.cache
-        sums = self.totals.carried_up()
-        totals = {}
-        for path, s in sums.items():
-            d = cache.get(path) or self.ingest.find(path)
-            assert d is not None, path
-            totals[d.id] = (s.files, s.entries, signed(s.bytes), signed(s.disk_bytes))
-        self._write_rows(totals)
-        conn.executemany(
-            "UPDATE dir SET files = files + ?, entries = entries + ?, bytes = plus(bytes, ?), "
-            "disk_bytes = plus(disk_bytes, ?) WHERE id = ?",
-            [(*s, id_) for id_, s in totals.items() if any(s)],
-        )
-
-    def _write_rows(self, totals: dict[int, tuple[int, int, int, int]]) -> None:
-        """Write the rows of new and changed directories; takes what it uses of the totals out of them."""
-        conn, none = self.ingest.conn, (0, 0, 0, 0)
+        conn, sums = self.ingest.conn, self.totals.carried_up()
+        rows = []
+        for id_, row in self.rows.items():
+            s = sums.pop(id_)[1] if id_ in sums else _NOTHING
+            rows.append((*row, s.files, s.entries, signed(s.bytes), signed(s.disk_bytes)))
         conn.executemany(
             "INSERT INTO dir (id, mount_id, parent_id, name, state, reason, scan_id, dev, digest, "
             "own_entries, own_dirs, own_blocks, files, entries, bytes, disk_bytes) "
             "VALUES (?, ?, ?, CAST(? AS TEXT), ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            [
-                (id_, self.ingest.mount_id, row.parent_id, row.name, *row.values, *totals.pop(id_, none))
-                for id_, row in self.rows.items()
-            ],
+            rows,
         )
         conn.executemany(
             "UPDATE dir SET state = ?, reason = ?, scan_id = ?, dev = ?, digest = ?, "
@@ -429,5 +459,15 @@ class Intake:
             "WHERE id = ?",
             self.updates,
         )
-        self.rows, self.updates = {}, []
-
+        conn.executemany("UPDATE dir SET scan_id = ? WHERE id = ?", self.unchanged)
+        conn.executemany(
+            "UPDATE dir SET files = files + ?, entries = entries + ?, bytes = plus(bytes, ?), "
+            "disk_bytes = plus(disk_bytes, ?) WHERE id = ?",
+            [
+                (s.files, s.entries, signed(s.bytes), signed(s.disk_bytes), id_)
+                for id_, (_, s) in sums.items()
+                if s != _NOTHING
+            ],
+        )
+        sums.clear()
+        self.rows, self.updates, self.unchanged = {}, [], []

@@ -10,6 +10,7 @@ import sqlite3
 import struct
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from smartscan import shard as shards
 from smartscan.catalogue.bulk import UNKNOWN_MODE, Bulk
@@ -19,10 +20,11 @@ from smartscan.catalogue.ingest.window import NOT_LISTED, Intake
 from smartscan.catalogue.numbers import signed
 from smartscan.catalogue.open import transaction
 from smartscan.codec import codec
-from smartscan.model import DirState, Op, Root, Scope, show
+from smartscan.model import DirState, Op, Root, Scope, join, show
 from smartscan.shard import Record, Window
 
-CACHE_DIRS = 200_000  # directories remembered between shards, some 50 MB; others are looked up again
+CACHE_DIRS = 50_000  # directories remembered between shards, some 15 MB; others are looked up again
+SIBLINGS = 1000  # so many directories in one are looked up at once; where there are more, one by one
 _TYPES = {
     0o100000: "f",
     0o040000: "d",
@@ -32,6 +34,11 @@ _TYPES = {
     0o020000: "c",
     0o060000: "b",
 }
+
+_DIRS = (
+    "SELECT CAST(name AS BLOB), id, state, scan_id, digest, dev, own_blocks, own_entries FROM dir "
+    "WHERE mount_id = ? AND"
+)
 
 # What a changed directory holds now, until it has replaced what it held.
 _INCOMING = """
@@ -88,8 +95,22 @@ class Ingest:
             self.forget()  # it may name rows that were taken back
             raise
         if len(self.cache) > CACHE_DIRS:
-            self.cache.clear()
+            self._forget_oldest()
         return counts
+
+    def _forget_oldest(self) -> None:
+        """Keep the newer half of what is remembered, and what is above it."""
+        every = list(self.cache.values())
+        half = len(every) // 2
+        self.cache = {d.path: d for d in every[half:]}
+        for d in every[half:]:
+            above = d.above
+            while above is not None and above.path not in self.cache:
+                self.cache[above.path] = above
+                above = above.above
+        for d in every[:half]:
+            if d.above is not None and d.path not in self.cache:
+                d.above.below_known = None
 
     def decide(
         self, path: bytes, state: DirState, reason: str, at: float, *, err: int = 0, op: Op = Op.OPEN
@@ -141,7 +162,9 @@ class Ingest:
         ).fetchall()
         nothing = Intake(self, Window(b"", [], []), Counts(), 0.0)
         for dir_id, parent_id, name in rows:
-            nothing.remove_tree(self.path_of(parent_id), dir_id, name)
+            above = self.find(self.path_of(parent_id))
+            if above is not None:  # it went with one above it
+                nothing.remove_tree(above, dir_id, name)
         nothing.settle()
         self._count_difference(nothing.counts)
 
@@ -169,33 +192,46 @@ class Ingest:
             )
 
     def find(self, path: bytes) -> Dir | None:
-        """Look a directory up; None where it has no row. Cost: one query per component not in the cache."""
+        """Look a directory up; None where it has no row.
+
+        Cost: one query per component not in the cache, which brings all beside it where they are few.
+        """
         hit = self.cache.get(path)
         if hit:
             return hit
-        sql = (
-            "SELECT id, state, scan_id, digest, dev, own_blocks, own_entries FROM dir WHERE mount_id = ? AND "
-        )
-        if path:
-            above, _, name = path.rpartition(b"/")
-            parent = self.find(above)
-            if parent is None or parent.fresh:
-                return None
-            row = self.conn.execute(
-                sql + "parent_id = ? AND name = CAST(? AS TEXT)", (self.mount_id, parent.id, name)
-            ).fetchone()
-        else:
-            row = self.conn.execute(sql + "parent_id IS NULL", (self.mount_id,)).fetchone()
-        if row is None:
+        if not path:
+            row = self.conn.execute(f"{_DIRS} parent_id IS NULL", (self.mount_id,)).fetchone()
+            return self._remember(b"", None, row) if row else None
+        above_path, _, name = path.rpartition(b"/")
+        above = self.find(above_path)
+        if above is None or above.below_known:
             return None
-        dir_id, state, scan_id, digest, dev, own_blocks, own_entries = row
-        listed = digest is not None or own_entries > 0
-        found = self.cache[path] = Dir(dir_id, state, scan_id, digest, dev, own_blocks, listed)
-        return found
+        if above.below_known is None:
+            rows = self.conn.execute(
+                f"{_DIRS} parent_id = ? LIMIT ?", (self.mount_id, above.id, SIBLINGS + 1)
+            ).fetchall()
+            above.below_known = len(rows) <= SIBLINGS
+            if above.below_known:
+                for row in rows:
+                    self._remember(join(above_path, row[0]), above, row)
+                return self.cache.get(path)
+        row = self.conn.execute(
+            f"{_DIRS} parent_id = ? AND name = CAST(? AS TEXT)", (self.mount_id, above.id, name)
+        ).fetchone()
+        return self._remember(path, above, row) if row else None
+
+    def _remember(self, path: bytes, above: Dir | None, row: tuple[Any, ...]) -> Dir:
+        """Give what is known of a directory by that path, from its row if need be."""
+        known = self.cache.get(path)
+        if known is None:
+            _, id_, state, scan_id, digest, dev, own_blocks, own_entries = row
+            listed = digest is not None or own_entries > 0
+            known = self.cache[path] = Dir(id_, path, above, state, scan_id, digest, dev, own_blocks, listed)
+        return known
 
     def known(self, root: Root) -> bytes:
         """Give what a worker needs to recognise unchanged directories at and below a root: pairs of uint64
-        hash of the path and int64 digest. Remembers the rows, which the worker's records will ask for.
+        hash of the path and int64 digest.
 
         Cost: one row per directory.
         """
@@ -213,20 +249,12 @@ class Ingest:
         )
         rows = self.conn.execute(
             f"WITH RECURSIVE tree(id, path) AS (SELECT ?1, CAST(?2 AS TEXT){below}) "
-            "SELECT CAST(tree.path AS BLOB), dir.id, state, scan_id, digest, dev, own_blocks, own_entries "
-            "FROM tree JOIN dir ON dir.id = tree.id AND dir.mount_id = ?3",
+            "SELECT CAST(tree.path AS BLOB), digest FROM tree JOIN dir ON dir.id = tree.id "
+            "AND dir.mount_id = ?3 WHERE digest IS NOT NULL",
             (top.id, root.path, self.mount_id),
         )
-        pair, xxh64, cache = struct.Struct("<Qq").pack, codec.xxh64, self.cache
-        pairs = []
-        for path, dir_id, state, scan_id, digest, dev, own_blocks, own_entries in rows:
-            if digest is not None:
-                pairs.append(pair(xxh64(path), digest))
-            if path not in cache and len(cache) < CACHE_DIRS:
-                cache[path] = Dir(
-                    dir_id, state, scan_id, digest, dev, own_blocks, digest is not None or own_entries > 0
-                )
-        return b"".join(pairs)
+        pair, xxh64 = struct.Struct("<Qq").pack, codec.xxh64
+        return b"".join(pair(xxh64(path), digest) for path, digest in rows)
 
     def path_of(self, dir_id: int) -> bytes:
         """Give the path of a directory by climbing its parents."""
