@@ -41,6 +41,7 @@ Usage: ./run_smart_scan.sh COMMAND [ARGUMENT]...
   doctor            check this host; with --drill, scan a share that hangs
 
   setup     build what is missing: two images, or a virtual environment where there is no container engine
+            (--pull: build again, on the newest base image)
   update    fetch a newer version (of a git checkout) and build it
   logs      show what running and failed containers of Smart Scanner have printed (-f: go on)
 
@@ -84,8 +85,12 @@ read_words() { # the program's arguments: sets command, share, data and how; wor
     else
         data=${XDG_DATA_HOME:-${HOME:-/root}/.local/share}/smart-scanner
     fi
-    case $data in /*) ;; *) data=$(pwd)/$data ;; esac
+    data=$(absolute "$data")
     case $command in scan | plan) ;; *) share='' ;; esac
+}
+
+absolute() { # PATH
+    case $1 in /*) printf '%s\n' "$1" ;; *) printf '%s\n' "$(pwd)/$1" ;; esac
 }
 
 version() { sed -n 's/^__version__ = "\(.*\)"$/\1/p' "$here/src/smartscan/__init__.py"; }
@@ -174,16 +179,22 @@ find_socket() { # sets socket: a path, or nothing where DOCKER_HOST is an addres
     esac
 }
 
-image_is_current() {
-    [ "$("$engine" image inspect --format "{{index .Config.Labels \"$SOURCE_LABEL\"}}" "$1" 2>/dev/null)" = "$sources" ]
+images_are_current() {
+    for image in "$WORKER_IMAGE" "$CONTROLLER_IMAGE"; do
+        of=$("$engine" image inspect --format "{{index .Config.Labels \"$SOURCE_LABEL\"}}" "$image" 2>/dev/null) || of=
+        [ "$of" = "$sources" ] || return 1
+    done
 }
 
 build_images() { # any argument: build although they are current; --pull: on the newest base
     sources=$(source_sum)
-    if [ -n "${SMART_SCAN_IMAGES:-}" ]; then # a file made by `docker save`, for a host without a registry
-        "$engine" load --input "$SMART_SCAN_IMAGES" >&2
+    if [ $# = 0 ]; then
+        if images_are_current; then return 0; fi
+        if [ -n "${SMART_SCAN_IMAGES:-}" ]; then # a file made by `docker save`, for a host without a registry
+            "$engine" load --input "$SMART_SCAN_IMAGES" >&2
+            if images_are_current; then return 0; fi
+        fi
     fi
-    if [ $# = 0 ] && image_is_current "$WORKER_IMAGE" && image_is_current "$CONTROLLER_IMAGE"; then return 0; fi
     say "building the images of version $(version); this takes a minute, once"
     report=$(mktemp) pull=${1:-}
     for target in worker controller; do
@@ -219,12 +230,15 @@ bind() { # SOURCE [TARGET]
 run_in_container() { # the program's arguments
     mkdir -p -- "$data" || fail $EXIT_FAILED "the data directory $data cannot be made."
     data=$(CDPATH='' cd -- "$data" && pwd)
+    # Nothing that lies beside the data directory is in the container, so that `..` would lead nowhere.
+    [ -z "$db" ] || db=$data/$(basename -- "$db")
+    [ -z "${SMART_SCAN_DB:-}" ] || SMART_SCAN_DB=$db
     if [ "$(id -u)" != 0 ]; then
         : "${PUID:=$(id -u)}" "${PGID:=$(id -g)}"
     elif [ -d /mnt/user ]; then # Unraid's nobody:users, who owns all that is shared
         : "${PUID:=99}" "${PGID:=100}"
     fi
-    if [ -z "${TZ:-}" ] && [ -r /etc/timezone ]; then TZ=$(cat /etc/timezone); fi
+    if [ -z "${TZ:-}" ]; then TZ=$(time_zone); fi
     name=smart-scan-controller-$$-$(date +%s)
 
     # Paths are relative to a directory that is not in the container.
@@ -232,8 +246,8 @@ run_in_container() { # the program's arguments
     while [ "$count" -gt 0 ]; do
         word=$1 known=$word
         case $before:$word in
-        --db:[!/]*) word=$(pwd)/$word ;;
-        *:--db=[!/]*) word=--db=$(pwd)/${word#--db=} ;;
+        --db:?*) word=$db ;;
+        *:--db=?*) word=--db=$db ;;
         *:[!/-]*)
             case $VALUE_OPTIONS in
             *" $before "*) ;;
@@ -306,6 +320,10 @@ is_shared() { # whether the mount that a folder lies on passes on what is mounte
         { top = $5; gsub(/\\040/, " ", top); if (top != "/") top = top "/" }
         index(path "/", top) == 1 && length(top) >= length(found) { found = top; shared = / shared:[0-9]/ }
         END { exit !shared }' /proc/self/mountinfo
+}
+
+time_zone() { # of this host, as Debian writes it down or as the link that others have; nothing where it is unknown
+    cat /etc/timezone 2>/dev/null || readlink -f /etc/localtime | sed -n 's|.*/zoneinfo/||p'
 }
 
 has_init() { # some packages of Docker leave the engine's helper out, and then --init refuses to start
@@ -415,6 +433,11 @@ update() {
 
 main() {
     read_words "$@"
+    case $command:${2:-} in
+    setup: | setup:--pull | update: | logs: | logs:-f) [ $# -le 2 ] || fail $EXIT_USAGE "$command has no argument $3." ;;
+    setup:-h | setup:--help | update:-h | update:--help | logs:-h | logs:--help) command=help ;;
+    setup:* | update:* | logs:*) fail $EXIT_USAGE "$command has no argument $2; see $0 --help." ;;
+    esac
     case $command in
     logs)
         shift

@@ -102,6 +102,36 @@ def test_relative_paths_are_made_absolute_and_names_are_not(host: Host) -> None:
     assert host.program_words("scan", "/", "root")[1] == "/"
 
 
+def test_the_catalogue_is_named_by_a_path_that_the_container_has(host: Host) -> None:
+    here = str(host.folder)
+    (host.folder / "deep").mkdir()
+    (host.folder / "cat").mkdir()
+    for words in (["stats", "--db", "deep/../cat/x.db"], ["stats", f"--db={here}/deep/../cat/x.db"]):
+        ran = host.run(*words)
+        assert f'type=bind,"source={here}/cat","target={here}/cat"' in ran.stdout
+        assert f"{here}/cat/x.db" in ran.stdout.splitlines()[-1]
+    ran = host.run("stats", SMART_SCAN_DB="cat/x.db")
+    assert f'type=bind,"source={here}/cat","target={here}/cat"' in ran.stdout
+
+
+def test_a_settings_file_goes_along(host: Host) -> None:
+    settings = host.folder / "my settings.toml"
+    settings.touch()
+    for name in (str(settings), settings.name):
+        ran = host.run("stats", SMART_SCAN_CONFIG=name)
+        assert (ran.returncode, ran.stderr) == (0, "")
+        assert f'type=bind,"source={settings}","target={settings}",readonly' in ran.stdout.splitlines()
+        assert f"SMART_SCAN_CONFIG={settings}" in ran.stdout.splitlines()
+
+
+@pytest.mark.parametrize("command", ["setup", "update", "logs"])
+def test_commands_of_the_script_alone_refuse_what_they_do_not_know(host: Host, command: str) -> None:
+    ran = host.run(command, "--everything")
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr.startswith(f"run_smart_scan.sh: {command} has no argument --everything")
+    assert host.run(command, "--help").stdout.startswith("Usage: ")
+
+
 def test_the_container_gets_the_data_directory_and_the_socket_and_never_the_share(host: Host) -> None:
     (host.folder / "share").mkdir()
     data = host.folder / 'data, "of" \'us\': x'
