@@ -267,6 +267,9 @@ def test_wishes_above_the_host_are_cut_and_said(rig: Rig) -> None:
     assert got.memory_bytes < 2**60
     assert len(said) == 2
     assert engine.clamp(got) == (got, [])
+    same, said = engine.clamp(got, at_a_time=2)
+    assert same == got
+    assert [sentence.partition(" may use ")[0] for sentence in said] == ["2 workers at a time"]
     assert engine.start(replace(rig.job(), resources=got))
     assert engine.describe()
 

@@ -62,7 +62,7 @@ def _engine(namespace: str, name: str, image: str) -> Iterator[Finding]:
         return
     yield Finding("engine", why)
     want = Resources(config.CPUS, units.parse_memory(config.MEMORY))
-    for sentence in (*chosen.clamp(want)[1], *chosen.describe()):
+    for sentence in (*chosen.clamp(want, at_a_time=config.MAX_CONTAINERS)[1], *chosen.describe()):
         yield Finding("limits", sentence)
     try:
         workers = [w for w in chosen.find(namespace) if not w.owner_alive]

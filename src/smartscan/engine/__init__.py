@@ -73,8 +73,11 @@ class Engine(Protocol):
     def check(self) -> None:
         """Raise EngineError, one sentence, where no worker could be started at all."""
 
-    def clamp(self, want: Resources) -> tuple[Resources, list[str]]:
-        """Fit what one worker may use to the host; the sentences say what was cut."""
+    def clamp(self, want: Resources, *, at_a_time: int = 1) -> tuple[Resources, list[str]]:
+        """Fit what one worker may use to the host; the sentences say what was cut.
+
+        And that so many workers at a time may use more memory than there is: that is not cut.
+        """
 
     def describe(self) -> list[str]:
         """Say where workers run and which of their limits really hold."""
@@ -142,7 +145,9 @@ def choose(
     return engine, f"Workers are containers: {engine.title} answers and has {image}."
 
 
-def fit(want: Resources, cpus: float, memory_bytes: int) -> tuple[Resources, list[str]]:
+def fit(
+    want: Resources, cpus: float, memory_bytes: int, at_a_time: int
+) -> tuple[Resources, list[str]]:
     """Cut what a worker may use to what its host has; the sentences are for the user."""
     said = []
     if want.cpus > cpus:
@@ -150,4 +155,10 @@ def fit(want: Resources, cpus: float, memory_bytes: int) -> tuple[Resources, lis
     if want.memory_bytes > memory_bytes:
         has, wanted = units.memory(memory_bytes), units.memory(want.memory_bytes)
         said.append(f"The host has {has} of memory: a worker gets that instead of {wanted}.")
-    return Resources(min(want.cpus, cpus), min(want.memory_bytes, memory_bytes)), said
+    got = Resources(min(want.cpus, cpus), min(want.memory_bytes, memory_bytes))
+    if at_a_time > 1 and at_a_time * got.memory_bytes > memory_bytes:
+        said.append(
+            f"{at_a_time} workers at a time may use {units.memory(at_a_time * got.memory_bytes)} of memory, "
+            f"and the host has {units.memory(memory_bytes)}: --memory or --max-containers make it less."
+        )
+    return got, said

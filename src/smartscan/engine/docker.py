@@ -128,8 +128,8 @@ class Docker:
                 f"{__version__}; ./run_smart_scan.sh setup builds the right one."
             )
 
-    def clamp(self, want: Resources) -> tuple[Resources, list[str]]:
-        return fit(want, float(self._info["NCPU"]), int(self._info["MemTotal"]))
+    def clamp(self, want: Resources, *, at_a_time: int = 1) -> tuple[Resources, list[str]]:
+        return fit(want, float(self._info["NCPU"]), int(self._info["MemTotal"]), at_a_time)
 
     def describe(self) -> list[str]:
         held = ["CPUs" if self._manner.cpu_quota else "CPU shares (this kernel has no quota)"]

@@ -86,10 +86,10 @@ class Local:
     def check(self) -> None:
         """Nothing is needed but this Python."""
 
-    def clamp(self, want: Resources) -> tuple[Resources, list[str]]:
+    def clamp(self, want: Resources, *, at_a_time: int = 1) -> tuple[Resources, list[str]]:
         cpus = float(len(os.sched_getaffinity(0)))
         memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        return fit(want, cpus, memory_bytes)
+        return fit(want, cpus, memory_bytes, at_a_time)
 
     def describe(self) -> list[str]:
         if self._parent is None:

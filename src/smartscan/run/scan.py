@@ -111,7 +111,7 @@ def _run(request: Request, *, only_failed: bool) -> Report:
     )
     try:
         engine.check()
-        resources, cuts = engine.clamp(request.resources)
+        resources, cuts = engine.clamp(request.resources, at_a_time=request.max_containers)
         request = replace(request, resources=resources)
         for sentence in (why, *cuts, *engine.describe()):
             request.say(sentence)
