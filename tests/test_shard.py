@@ -255,7 +255,7 @@ def shapes(draw: st.DrawFn) -> dict[bytes, tuple[bytes, ...]]:
     return tree | dict.fromkeys(todo, ())
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(shapes(), st.randoms(use_true_random=False))
 def test_whatever_is_lost_the_tree_is_covered_once(tmp_path_factory, tree, rng: random.Random):
     folder = tmp_path_factory.mktemp("attempt")

@@ -3,7 +3,7 @@
 Touches: what the tests in tests/faults touch; docs/reliability.md, written only where no test failed.
 
     reliability.py            run all, every step of everything; an hour on two CPUs
-    reliability.py FIGURES    make the document of the figures of an earlier run (see SMART_SCAN_FIGURES)
+    reliability.py FIGURES    make the document of the figures of earlier runs (see SMART_SCAN_FIGURES)
 
 SMART_SCAN_STEPS, SMART_SCAN_SCANS and SMART_SCAN_HISTORIES make it shorter; the document says how many it
 took.
@@ -56,10 +56,13 @@ def run(figures: Path) -> int:
 
 
 def read(figures: Path) -> dict[int, list[dict[str, Any]]]:
-    """Sort what the tests told by row."""
+    """Sort what the tests told by row; of a test that was skipped once and then ran, what it told then."""
+    last: dict[str, dict[str, Any]] = {}
+    for told in map(json.loads, figures.read_text("utf-8").splitlines()):
+        if told["outcome"] != "skipped" or told["test"] not in last:
+            last[told["test"]] = told
     found: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    for line in figures.read_text("utf-8").splitlines():
-        told = json.loads(line)
+    for told in last.values():
         for row in told["rows"]:
             found[row].append(told)
     return found

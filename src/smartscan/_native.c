@@ -61,7 +61,8 @@ typedef struct {
 typedef struct {
     uint64_t beat;
     uint64_t entries, dirs, bytes, blocks;
-    uint32_t op, path_len, name_len, pad;
+    uint32_t op, path_len, name_len;
+    uint32_t lost;       /* written by the watching thread: this one was given up */
     char text[]; /* path, then name */
 } Slot;
 #define SLOT_BYTES 16384
@@ -197,14 +198,17 @@ static void batch_free(Batch *b)
     free(b->order); free(b->stack); free(b->nodes); free(b->dents);
 }
 
-/* What this thread does now. The reader takes a text as true when beat did not move around it. */
+/* What this thread does now. The reader takes a text as true when beat did not move around it.
+ * A thread that was given up, and comes back, goes no further: what it had to do is another's, who may hang in it by
+ * now, and its descriptors may be closed. The full barrier is for whoever gives up: it says so, then looks at beat. */
 static inline void slot_op(Slot *s, uint32_t op, const char *name, size_t len)
 {
     s->op = op;
     if (len > SLOT_TEXT - s->path_len) len = SLOT_TEXT - s->path_len;
     if (len) memcpy(s->text + s->path_len, name, len);
     s->name_len = (uint32_t)len;
-    __atomic_store_n(&s->beat, s->beat + 1, __ATOMIC_RELEASE);
+    __atomic_fetch_add(&s->beat, 1, __ATOMIC_SEQ_CST);
+    while (__atomic_load_n(&s->lost, __ATOMIC_ACQUIRE)) usleep(100000);
 }
 static void slot_path(Slot *s, const char *path, size_t len)
 {

@@ -178,6 +178,18 @@ def test_a_stuck_path_is_read_once(line, figure):
     same_as_real(line)
 
 
+@pytest.mark.row(6)
+def test_a_thread_that_was_given_up_and_comes_back_touches_nothing_more(line, figure):
+    """A name is so slow that the work of its thread goes to another one; then it is answered after all."""
+    line.build({"d": {f"f{m}": m for m in range(40)}, "slow": {f"f{m}": m for m in range(60)}})
+    rules = [slow("d/f0", "lookup", ms=1500 * STALL_S), slow("slow/*", "lookup", ms=100)]
+    with fault_mount(line.real, rules=rules, **NO_CACHE) as share:
+        line.scan(share.path, "--threads", 2, code=3)
+        asked = [share.asked("lookup", f"d/f{m}".encode()) for m in range(40)]
+        figure("names touched by a thread that was given up, and by its heir", max(asked), at_most=1)
+    assert line.problems() == {b"d/f0": ("stat", 110)}
+
+
 SLOW_TREE = {f"d{n:02d}": {"a": 1, "b": 2, "below": {"file": n}} for n in range(10)}
 
 

@@ -129,7 +129,8 @@ def salvaged(
     """Work out what an attempt without a result brought.
 
     Where it was killed because it did not move, what its threads were in counts as stuck: those paths are
-    not tried again while their reader may live.
+    not tried again while their reader may live. That is sure of one that no signal reaches, and then whatever
+    its threads were last seen in counts, for however short a time they were.
     """
     given = [root for _, some in leftover_files(folder) for root in some]
     stuck = list(known_stuck)
@@ -137,7 +138,7 @@ def salvaged(
         stuck += [
             Stuck(WalkError(r.path, r.op, 110, r.for_s), False)
             for r in read_progress(folder).readings
-            if r.for_s >= stall_s
+            if r.for_s >= stall_s or outcome is Outcome.LOST
         ]
     try:
         left = salvage(folder, roots, given, [s.error.path for s in stuck])
@@ -208,7 +209,12 @@ def note_stuck(ingest: Ingest, stuck: Iterable[Stuck], fs_type: str, source: str
     now = time.time()
     for s in stuck:
         e = s.error
-        if not s.noted and e.op in (Op.OPEN, Op.READDIR):
+        whole = e.op in (Op.OPEN, Op.READDIR)
+        if whole and not s.noted and e.path and ledger.is_decided(
+            ingest.conn, ingest.mount_id, ingest.scan_id, e.path
+        ):
+            continue  # its thread had gone on since it was last seen in it
+        if whole and not s.noted:
             ingest.decide(
                 e.path, DirState.TIMED_OUT, DirState.TIMED_OUT.value, now, err=e.errno, op=e.op
             )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeAlias
 
+from smartscan.config import GIVE_UP
 from smartscan.model import Outcome, Root
 
 
@@ -19,7 +20,7 @@ class Settings:
     max_containers: int
     stall_s: float
     max_attempt_s: float | None = None  # an attempt older than this is overdue, even if it moves
-    give_up: int = 8  # abandoned workers a mount may cost; with that many it is dead
+    give_up: int = GIVE_UP  # abandoned workers a mount may cost; with that many it is dead
     fails_to_bisect: int = 2  # attempts in a row without progress before a chunk is cut
     share_after_s: float = 10.0  # how long a chunk runs before idle slots ask it for work
     stop_grace_s: float = 10.0  # between a polite stop and a kill

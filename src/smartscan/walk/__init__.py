@@ -21,7 +21,8 @@ FILES, CHAIN = 1, 2  # flags of a job
 # it lists its names and touches none of them.
 AVOID, HOLD, HUSH = 1, 2, 4
 SLOT_BYTES = 16384
-_SLOT = struct.Struct("<QQQQQIIII")  # beat, entries, dirs, bytes, blocks, op, path_len, name_len
+_LOST_AT = 52
+_SLOT = struct.Struct("<QQQQQIIII")  # beat, entries, dirs, bytes, blocks, op, path_len, name_len, lost
 
 
 def open_walker(
@@ -112,6 +113,15 @@ class Slot:
             if _SLOT.unpack_from(shared, at)[0] == self.beat or path_len == 0:
                 break
         self.path, self.name = text[:path_len], text[path_len:]
+
+    @staticmethod
+    def give_up(shared: Any, number: int, beat: int) -> bool:
+        """Let a thread that has not moved since `beat` touch nothing more; False where it moves again."""
+        struct.pack_into("<I", shared, number * SLOT_BYTES + _LOST_AT, 1)
+        if _SLOT.unpack_from(shared, number * SLOT_BYTES)[0] == beat:
+            return True
+        struct.pack_into("<I", shared, number * SLOT_BYTES + _LOST_AT, 0)
+        return False
 
     @property
     def full(self) -> bytes:

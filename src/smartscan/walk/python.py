@@ -143,6 +143,8 @@ class Slot:
         self._view[text:text + len(name)] = name
         struct.pack_into("<III", self._view, self._at + 40, op, self._path_len, len(name))
         self._add(0, 1)
+        while any(self._view[self._at + 52:self._at + 56]):  # given up: see slot_op in _native.c
+            time.sleep(0.1)
 
     def idle(self) -> None:
         """Nothing can hang now."""

@@ -203,9 +203,12 @@ class Guard:
         if self.share_id is None and self.failure:
             _say(self.failure)
             return EXIT_NO_SHARE
-        stuck = self._stuck_now() if why == "hung" else []
+        # One that cannot be reaped hangs in something, whatever it died of: nobody else may touch that.
+        stuck = self._stuck_now() if why == "hung" or not reaped else []
         given = [root for _, roots in leftover_files(self.folder) for root in roots]
-        left = salvage(self.folder, self.orders.roots, given, [unb64(s["path_b64"]) for s in stuck])
+        # What was not to be touched, or is another chunk's, is no leftover of this one.
+        others = (*self.orders.stuck, *self.orders.held, *(unb64(s["path_b64"]) for s in stuck))
+        left = salvage(self.folder, self.orders.roots, given, others)
         if why == "hung":
             outcome = Outcome.STALLED
             message = DEAD if self.share_id is None else "the walker stopped moving as a whole"

@@ -359,7 +359,7 @@ class Walker:
     def _give_up(self, t: Thread, slot: Slot, waited_s: float) -> None:
         with self.lock:
             task = t.task
-            if task is None or Slot(self.shared, t.slot).beat != t.beat:
+            if task is None or not Slot.give_up(self.shared, t.slot, t.beat):
                 return
             t.lost, t.task = True, None
             path, op = slot.full, Op(slot.op)
