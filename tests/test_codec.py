@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import _sqlite3
 import datetime
+import functools
 import re
+import sqlite3
 import struct
 from array import array
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +147,26 @@ def test_a_cut_record_is_refused_and_those_before_it_are_not(codec, data, more):
     for cut in range(len(more)):
         found, _, good = codec.index(data + more[:cut], True)
         assert (len(found), good) == (1, len(data))
+
+
+@needs_native
+@given(st.lists(full_records(), min_size=2, max_size=6))
+def test_blocks_of_one_directory_are_inserted_as_one_in_the_order_of_names(blocks):
+    data = b"".join(blocks)
+    attrs = python.index(data, False)[1]
+    in_memory = functools.partial(sqlite3.connect, ":memory:", isolation_level=None)
+    conn, handle = native.connect(_sqlite3.__file__, in_memory)
+    with closing(conn):
+        conn.execute("CREATE TABLE entry (dir, name, attr, size, blocks, mtime, ctime, ino, nlink, counted)")
+        conn.execute("CREATE TABLE symlink (dir_id, name, target)")
+        ids = struct.pack("<q", 7) * len(blocks)
+        numbers = b"".join(struct.pack("<IIIIq", *attr, 0, i) for i, attr in enumerate(attrs))
+        into = ("INSERT INTO entry SELECT * FROM smartscan_rows",
+                "INSERT INTO symlink SELECT dir_id, name, attr_or_target FROM smartscan_rows")  # fmt: skip
+        assert native.insert(handle, *into, data, offsets_of(data), ids, numbers) == 0
+        found = [name for (name,) in conn.execute("SELECT CAST(name AS BLOB) FROM entry ORDER BY rowid")]
+    offsets = [offset for (offset,) in struct.iter_unpack("<Q", offsets_of(data))]
+    assert found == sorted(row[0] for offset in offsets for row in python.rows(data, offset))
 
 
 def resealed(data: bytes, **changes: int) -> bytes:

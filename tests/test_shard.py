@@ -134,11 +134,11 @@ def test_what_cannot_be_read_is_refused(tmp_path, small):
 def test_a_shard_of_several_windows(tmp_path):
     reason = "x" * 300_000
     one = shard.record(KIND_DIR, b"p", state=EXCLUDED, reason=reason)
-    path = sealed(tmp_path, one * 70)
+    path = sealed(tmp_path, one * 120)
     assert len(list(windows(path))) == 3
-    assert len(read(path)) == 70
+    assert len(read(path)) == 120
     data = path.read_bytes()
-    for at in (1_000_000, 9_000_000, 20_000_000):
+    for at in (1_000_000, 17_000_000, 35_000_000):
         path.write_bytes(data[:at] + b"y" + data[at + 1:])
         with pytest.raises(ShardError, match=f"damaged at byte {at // len(one) * len(one)}"):
             list(windows(path))

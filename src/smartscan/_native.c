@@ -1498,7 +1498,19 @@ typedef struct {
     int links, damaged;
 } Source;
 typedef struct { Vtab vtab; Source *source; } SourceVtab;
-typedef struct { Cursor base; Source *source; size_t k; uint32_t i; Record r; const char *text; uint32_t target_len; int64_t dir; } Rows;
+typedef struct { Record r; uint32_t i; } Run;
+typedef struct {
+    Cursor base;
+    Source *source;
+    size_t k;
+    uint32_t i;
+    Record r;
+    const char *text;
+    uint32_t target_len;
+    int64_t dir;
+    Run *heap; /* the blocks of one large directory, each in the order of its names, the least name on top */
+    size_t n_heap, end;
+} Rows;
 
 static int sqlite_load(const char *module, Sqlite *s)
 {
@@ -1536,7 +1548,45 @@ static int rows_open(Vtab *v, Cursor **out)
     *out = &c->base;
     return 0;
 }
-static int rows_close(Cursor *c) { free(c); return 0; }
+static int rows_close(Cursor *c) { free(((Rows *)c)->heap); free(c); return 0; }
+
+static int run_less(const Run *a, const Run *b)
+{
+    uint32_t from_a = name_from(&a->r, a->i), from_b = name_from(&b->r, b->i);
+    size_t len_a = a->r.end[a->i] - from_a, len_b = b->r.end[b->i] - from_b;
+    int c = memcmp(a->r.names + from_a, b->r.names + from_b, len_a < len_b ? len_a : len_b);
+    return c ? c < 0 : len_a < len_b;
+}
+static void heap_sink(Run *heap, size_t n, size_t at)
+{
+    for (size_t child; (child = 2 * at + 1) < n; at = child) {
+        if (child + 1 < n && run_less(&heap[child + 1], &heap[child])) child++;
+        if (!run_less(&heap[child], &heap[at])) return;
+        Run swap = heap[at];
+        heap[at] = heap[child];
+        heap[child] = swap;
+    }
+}
+/* Show the records from k to `end`, blocks of one directory, as one in the order of names: a table that is filled in
+ * order writes each page once. */
+static int merge_begin(Rows *c, size_t end)
+{
+    Source *s = c->source;
+    Run *heap = realloc(c->heap, (end - c->k) * sizeof *heap);
+    if (!heap) return 7;
+    c->heap = heap;
+    c->n_heap = 0;
+    c->end = end;
+    c->dir = (int64_t)rd64(s->ids + 8 * c->k);
+    for (size_t k = c->k; k < end; k++) {
+        Run *run = &heap[c->n_heap];
+        run->i = 0;
+        if (!record_at(s->buf, s->len, rd64(s->offs + 8 * k), &run->r, 0)) { s->damaged = 1; c->n_heap = 0; c->k = s->n; return 0; }
+        if (run->r.size) c->n_heap++;
+    }
+    for (size_t at = c->n_heap; at-- > 0;) heap_sink(heap, c->n_heap, at);
+    return 0;
+}
 
 /* Stand on the row at (k, i), or on the next there is; symbolic links have their targets in step. */
 static int rows_settle(Rows *c)
@@ -1544,6 +1594,14 @@ static int rows_settle(Rows *c)
     Source *s = c->source;
     for (;;) {
         while (c->k < s->n && (!c->r.h || c->i >= c->r.h->n)) {
+            if (!c->r.h && !s->links && c->k + 1 < s->n && rd64(s->ids + 8 * c->k) == rd64(s->ids + 8 * c->k + 8)) {
+                size_t end = c->k + 2;
+                while (end < s->n && rd64(s->ids + 8 * end) == rd64(s->ids + 8 * c->k)) end++;
+                if (merge_begin(c, end)) return 7;
+                if (c->n_heap) { c->r = c->heap[0].r; c->i = 0; return 0; }
+                if (c->k < end) c->k = end;
+                continue;
+            }
             if (c->r.h) c->k++;
             c->i = 0;
             c->r.h = NULL;
@@ -1568,12 +1626,20 @@ static int rows_filter(Cursor *base, int n, const char *str, int argc, sqlite3_v
 {
     Rows *c = (Rows *)base;
     (void)n; (void)str; (void)argc; (void)argv;
-    c->k = 0; c->i = 0; c->r.h = NULL;
+    c->k = 0; c->i = 0; c->r.h = NULL; c->n_heap = 0;
     return rows_settle(c);
 }
 static int rows_next(Cursor *base)
 {
     Rows *c = (Rows *)base;
+    if (c->n_heap) {
+        if (++c->heap[0].i >= c->heap[0].r.h->n) c->heap[0] = c->heap[--c->n_heap];
+        heap_sink(c->heap, c->n_heap, 0);
+        if (c->n_heap) { c->r = c->heap[0].r; c->i = c->heap[0].i; return 0; }
+        c->k = c->end;
+        c->r.h = NULL;
+        return rows_settle(c);
+    }
     c->i++;
     if (!c->source->links && c->i < c->r.h->n) return 0;
     return rows_settle(c);

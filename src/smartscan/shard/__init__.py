@@ -25,7 +25,7 @@ KIND_DIR, KIND_ERROR, KIND_END = 1, 2, 3
 LAST, UNCHANGED, BIG = 1, 2, 4
 FOUND, LISTED, EXCLUDED, DENIED, TIMED_OUT, IO_ERROR, OTHER_MOUNT, VANISHED = range(8)
 
-WINDOW_BYTES = 8 << 20  # read at a time: bounds memory, large enough that the calls do not count
+WINDOW_BYTES = 16 << 20  # read at a time: bounds memory, large enough that the calls do not count
 RECORD_MAX_BYTES = 1 << 30  # nothing legitimate comes near: a larger length is garbage
 
 

@@ -110,7 +110,9 @@ class Walker:
     def __init__(self, folder: Path, orders: Orders, shared: Any, out: int) -> None:
         self.folder, self.orders, self.shared, self.out = folder, orders, shared, out
         self.limits = orders.limits
-        self.lock = threading.Condition()
+        self.lock = threading.RLock()
+        self.work = threading.Condition(self.lock)  # threads that read wait for it
+        self.watch = threading.Condition(self.lock)  # the thread that watches waits for it
         self.queue: deque[bytes] = deque()
         self.singles: deque[bytes] = deque()  # of a thread that hangs: one each, others may hang too
         self.blocks: deque[Task] = deque()  # of large directories: they go first
@@ -153,10 +155,10 @@ class Walker:
                     count = min(256, len(self.queue) // (live + 1) + 1, len(self.queue))
                     me.task = Task(tuple(self.queue.pop() for _ in range(count)))
                 elif not any(t.task for t in self.threads if not t.lost):
-                    self.lock.notify_all()
+                    self._wake_all()
                     return None
                 else:
-                    self.lock.wait()
+                    self.work.wait()
                     continue
                 me.moved_at = time.monotonic()
                 return me.task
@@ -170,7 +172,7 @@ class Walker:
             if not whole:
                 with self.lock:
                     self.broken = True
-                    self.lock.notify_all()
+                    self._wake_all()
 
     def _work(self, me: Thread) -> None:
         while task := self._take(me):
@@ -191,14 +193,14 @@ class Walker:
                 with self.lock:
                     self.failure = self.failure or e
                     me.task = None
-                    self.lock.notify_all()
+                    self._wake_all()
                 return
             if me.lost:
                 return
 
     def _budget_ns(self, task: Task) -> int:
         """One directory only while somebody idle could take the others: what hangs then hangs alone."""
-        idle = any(t.task is None and not t.lost for t in self.threads)
+        idle = not self.queue and any(t.task is None and not t.lost for t in self.threads)
         return 0 if idle or (len(task.jobs) == 1 and self.singles) else BATCH_NS
 
     def _walked(
@@ -219,7 +221,19 @@ class Walker:
                 self.larges.append(big)
                 self._block(big, names)
                 self.blocks.append(Task(large=big))
-            self.lock.notify_all()
+            self._wake()
+
+    def _wake(self) -> None:
+        """Wake those for whom there is work besides what the caller takes; all of them at the end."""
+        work = len(self.blocks) + (0 if self.ending else len(self.queue) + len(self.singles))
+        if work > 1:
+            self.work.notify(work - 1)
+        elif not work and not any(t.task for t in self.threads if not t.lost):
+            self._wake_all()
+
+    def _wake_all(self) -> None:
+        self.work.notify_all()
+        self.watch.notify()
 
     def _block(self, big: Large, names: bytes) -> None:
         big.waiting += 1
@@ -244,7 +258,7 @@ class Walker:
                 self._close_large(big)
             else:
                 self.blocks.append(Task(large=big))  # behind its blocks: bounds the names in memory
-            self.lock.notify_all()
+            self._wake()
 
     def _stated(
         self, me: Thread, task: Task, big: Large, records: bytes, jobs: list[bytes], left: list[bytes]
@@ -259,7 +273,7 @@ class Walker:
             self.left.extend(job_root(t) for t in left)
             big.waiting -= 1
             self._close_large(big)
-            self.lock.notify_all()
+            self._wake()
 
     def _close_large(self, big: Large) -> None:
         if not big.ended or big.waiting:
@@ -285,6 +299,7 @@ class Walker:
             )
         )
         self.parts.append(big.part)
+        self.watch.notify()
         self.larges.remove(big)
         os.close(big.fd)
 
@@ -298,6 +313,7 @@ class Walker:
         if self.part.bytes >= SEAL_BYTES:
             self.parts.append(self.part)
             self.part = None
+            self.watch.notify()
 
     def _new_part(self) -> Part:
         self.part_number += 1
@@ -399,7 +415,7 @@ class Walker:
                 big.ended, big.state, big.err = True, TIMED_OUT, errno.ETIMEDOUT
                 big.reason = DirState.TIMED_OUT.value
                 self._close_large(big)
-            self.lock.notify_all()
+            self._wake_all()
 
     def _count_hung(self, folder: bytes) -> None:
         """After some names that hang, touch no more of that directory: they would hang one by one."""
@@ -434,7 +450,7 @@ class Walker:
             self.core.stop()
             if why == "stop":
                 self.blocks.clear()
-            self.lock.notify_all()
+            self._wake_all()
 
     def give_back(self) -> list[Root]:
         """Hand about half of the queue to somebody idle: the oldest jobs, which lie highest in the tree."""
@@ -507,7 +523,7 @@ class Walker:
         os.set_blocking(orders_fd, False)
         while self._busy():
             with self.lock:
-                self.lock.wait(WATCH_S)
+                self.watch.wait(WATCH_S)
             now = time.monotonic()
             self._watch(now)
             with self.lock:
