@@ -82,6 +82,23 @@ def test_a_directory_that_hangs_costs_its_subtree_and_nothing_else(line, figure,
     assert b"did not answer for 2 s" in cause
 
 
+@pytest.mark.row(1)
+def test_what_hangs_is_blamed_on_the_mount_it_lies_on(line):
+    """A server that is mounted within a share of healthy disks."""
+    line.build(TREE)
+    server = line.folder / "server"
+    server.mkdir()
+    build(server, {"d": {"file": 1}})
+    with fault_mount(server, rules=[hang("d", "opendir")], below=line.real) as within:
+        done = line.scan(line.real, code=3, abandoned=1)
+        assert done.dirs["timed out"] == 1
+        ((cause,),) = line.query("SELECT cause FROM problem WHERE errno = 110")
+        behind = f"a disk or server behind {within.path} (fuse.faultfs)"
+        assert cause.decode().startswith(f"{behind} did not answer for")
+        within.end()
+        line.all_gone()
+
+
 @pytest.mark.row(2)
 def test_a_stat_that_hangs_costs_one_row(line, figure):
     line.build(TREE)
@@ -229,8 +246,12 @@ def test_everything_at_once(line, figure):
         done = line.scan(share.path, *bounded, code=3, abandoned=1)
         longer_s = done.took_s - undisturbed.took_s
         figure("the fault tree, longer than the same tree healthy", longer_s, "s", at_most=STALL_S + 20)
+        stuck = (("opendir", b"d01"), ("readdir", b"d02/below"), ("lookup", b"d03/f1"))
+        asked = max(share.asked(op, path) for op, path in stuck)
+        figure("paths asked again while their first reader hangs", asked - 1, at_most=0)
         share.end()
         line.all_gone()
+        figure("processes, folders, control groups left when the storage answers again", len(line.workers()))
     assert line.problems() == {
         b"d01": ("open", 110), b"d02/below": ("readdir", 110), b"d03/f1": ("stat", 110), b"d04": ("open", 5),
         b"d05/f2": ("stat", 116), b"d06": ("open", 13), b"endless": ("readdir", 27),

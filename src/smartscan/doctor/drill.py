@@ -254,7 +254,7 @@ def _named(line: _Line, share: FaultMount) -> Iterator[Finding]:
             continue
         yield Finding(
             "named",
-            f"{show(path)}: {problem['op']}: {problem['cause']}",
+            f"{show(path)}: {problem['op']}: {problem['cause'].replace(str(share.path), 'the share')}",
             bad=(problem["op"], problem["error"]) != (op, error),
         )
     for path, problem in found.items():

@@ -113,7 +113,7 @@ def scan_json(scan: Scan) -> dict[str, Any]:
         "entries_new": scan.entries_new,
         "entries_changed": scan.entries_changed,
         "entries_gone": scan.entries_gone,
-        "certificate": scan.certificate,
+        "certificate": _certificate_json(scan.certificate),
     }
 
 
@@ -220,20 +220,42 @@ def _tone(state: ScanState) -> str:
     return {ScanState.COMPLETE: GOOD, ScanState.RUNNING: ""}.get(state, BAD)
 
 
+def _certificate_json(certificate: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Give the account for programs, with what the difference to the file system's own number can be."""
+    if certificate is None:
+        return None
+    fs = certificate.get("fs")
+    used = fs.get("used_bytes") if fs else None
+    return {**certificate, "unexplained_can_be": None if used is None else _reasons(certificate, used)}
+
+
 def _fs_words(certificate: Mapping[str, Any], used: int) -> list[str]:
     known = certificate["disk_bytes"]
     difference = used - known
     line = f"the file system uses {units.size(used)}; the catalogue explains {units.size(known)} of it"
     if abs(difference) * 100 <= used:
         return [line]
-    dirs = certificate["dirs"]
+    can_be = ", ".join(_reasons(certificate, used))
     if difference < 0:
         return [
             f"the file system uses {units.size(used)}; "
             f"the catalogue has {units.size(known)}, {units.size(-difference)} more.",
-            "That can be compression, blocks that files share (reflinks, deduplication), other file systems "
-            "mounted in the share, or what changed while the scan ran.",
+            f"That can be {can_be}.",
         ]
+    return [f"{line}.", f"The other {units.size(difference)} can be {can_be}."]
+
+
+def _reasons(certificate: Mapping[str, Any], used: int) -> list[str]:
+    """Say what can be behind the difference between what a file system uses and what is catalogued."""
+    if used < certificate["disk_bytes"]:
+        return [
+            "compression",
+            "blocks that files share (reflinks, deduplication)",
+            "sparse files that the share tells as full",
+            "other file systems mounted in the share",
+            "what changed while the scan ran",
+        ]
+    dirs = certificate["dirs"]
     left_out = dirs.get(DirState.EXCLUDED, 0) + dirs.get(DirState.OTHER_MOUNT, 0)
     unread = unread_dirs(certificate)
     reasons = [
@@ -244,7 +266,7 @@ def _fs_words(certificate: Mapping[str, Any], used: int) -> list[str]:
         "files deleted but still open",
         "the file system's own metadata",
     ]
-    return [f"{line}.", f"The other {units.size(difference)} can be {', '.join(filter(None, reasons))}."]
+    return [*filter(None, reasons)]
 
 
 def _time_words(scan: Scan, took_s: float | None) -> str:

@@ -17,7 +17,7 @@ from smartscan.catalogue import ledger
 from smartscan.catalogue.ingest import Ingest
 from smartscan.catalogue.problems import note_problem
 from smartscan.engine import Status
-from smartscan.model import DirState, Op, Outcome, Progress, Reading, Root, WalkError, unb64
+from smartscan.model import DirState, Op, Outcome, Progress, Reading, Root, WalkError, show, unb64
 from smartscan.run.workers import Attempt
 from smartscan.shard import leftover_files, salvage
 
@@ -28,6 +28,7 @@ class Stuck:
 
     error: WalkError
     noted: bool  # the shards say it already
+    behind: tuple[bytes, str, str] | None = None  # mount point, type and source, where the worker told
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ def read_result(folder: Path) -> Result | None:
             Outcome(data["outcome"]),
             tuple(_plain(name) for name in data["shards"]),
             tuple(Root.from_json(r) for r in data["leftover"]),
-            tuple(Stuck(_error(s), noted) for s in data["stuck"]),
+            tuple(Stuck(_error(s), noted, _behind(s)) for s in data["stuck"]),
             data["fs"],
             tuple(data["share_id"]) if data["share_id"] else None,
             data["walker"] == "abandoned",
@@ -85,6 +86,12 @@ def _error(data: dict[str, Any]) -> WalkError:
         float(data["waited_s"]),
         str(data["wchan"]),
     )
+
+
+def _behind(data: dict[str, Any]) -> tuple[bytes, str, str] | None:
+    if "mount_b64" not in data:
+        return None
+    return unb64(data["mount_b64"]), str(data["fs_type"]), str(data["source"])
 
 
 def brought(attempt: Attempt, status: Status, hint: Outcome | None, *, stall_s: float) -> Result:
@@ -218,19 +225,21 @@ def note_stuck(ingest: Ingest, stuck: Iterable[Stuck], fs_type: str, source: str
             ingest.decide(
                 e.path, DirState.TIMED_OUT, DirState.TIMED_OUT.value, now, err=e.errno, op=e.op
             )
-        note_problem(
-            ingest.conn, ingest.mount_id, ingest.scan_id, e, now, cause=cause(e, fs_type, source)
-        )
+        why = cause(e, *(s.behind or (b"", fs_type, source)))
+        note_problem(ingest.conn, ingest.mount_id, ingest.scan_id, e, now, cause=why)
 
 
-def cause(error: WalkError, fs_type: str, source: str) -> str:
-    """Say in words what most likely is behind a path that did not answer."""
+def cause(error: WalkError, mount_point: bytes, fs_type: str, source: str) -> str:
+    """Say in words what most likely is behind a path that did not answer.
+
+    `mount_point` is the mount that the path lies on, b"" where nobody knows it.
+    """
     wait = f"did not answer for {error.waited_s:.0f} s"
-    where = error.wchan
-    if fs_type.startswith("nfs") or where.startswith(("nfs", "rpc")):
-        return f"the NFS server {source} {wait}"
-    if fs_type in ("cifs", "smb3") or where.startswith(("cifs", "smb")):
-        return f"the SMB server {source} {wait}"
-    if fs_type.startswith("fuse") or where.startswith(("fuse", "request_wait_answer")):
-        return f"a disk or server behind {source or 'the FUSE mount'} ({fs_type}) {wait}"
-    return f"the disk behind {source or 'it'} {wait}"
+    waits_in, at = error.wchan, show(mount_point)
+    if fs_type.startswith("nfs") or waits_in.startswith(("nfs", "rpc")):
+        return f"the NFS server{source and f' {source}'}{at and f' behind {at}'} {wait}"
+    if fs_type in ("cifs", "smb3") or waits_in.startswith(("cifs", "smb")):
+        return f"the SMB server{source and f' {source}'}{at and f' behind {at}'} {wait}"
+    if fs_type.startswith("fuse") or waits_in.startswith(("fuse", "request_wait_answer")):
+        return f"a disk or server behind {at or source or 'the FUSE mount'} ({fs_type}) {wait}"
+    return f"the disk behind {at or source or 'it'}{at and source and f' ({source})'} {wait}"

@@ -20,7 +20,7 @@ from typing import Any
 
 from smartscan import mounts
 from smartscan.errors import ShardError
-from smartscan.model import Op, Outcome, Root, b64, show, unb64
+from smartscan.model import Op, Outcome, Root, b64, join, show, unb64
 from smartscan.shard import leftover_files, salvage, write_json
 from smartscan.walk import SLOT_BYTES, Slot
 from smartscan.worker.orders import Orders
@@ -49,7 +49,8 @@ class Guard:
         self.final: dict[str, Any] | None = None
         self.failure = ""
         self.unwritable = False
-        self.storage = mounts.lookup(orders.share, mounts.read())
+        self.mounts = mounts.read()
+        self.storage = mounts.lookup(orders.share, self.mounts)
         self.pid = 0
         self.status: int | None = None
 
@@ -271,7 +272,7 @@ class Guard:
                 "outcome": outcome.value,
                 "shards": shards,
                 "leftover": leftover,
-                "stuck": stuck,
+                "stuck": [{**s, **self._behind(unb64(s["path_b64"]))} for s in stuck],
                 "fs": fs,
                 "walker": walker,
                 "message": message,
@@ -283,6 +284,14 @@ class Guard:
             },
             durable=True,
         )
+
+
+    def _behind(self, path: bytes) -> dict[str, str]:
+        """Tell of the mount that a path of the share lies on, which may be another one than the share's."""
+        found = mounts.lookup(join(self.orders.share, path) if path else self.orders.share, self.mounts)
+        if found is None:
+            return {}
+        return {"mount_b64": b64(found.mount_point), "fs_type": found.fs_type, "source": found.source}
 
 
 def _say(text: object) -> None:
