@@ -16,7 +16,7 @@ import pytest
 
 from changes import change
 from command import command_of, ended_at_last, run, scan, scan_words, start, until
-from trees import Fifo, File, Hard, Link, OddTree, Tree, build, churning, find_listing, odd_tree
+from trees import Fifo, File, Hard, Link, OddTree, Tree, build, chain, churning, find_listing, odd_tree
 from truth import check_consistent, check_same_tree, device, differences, du, expected, holdings
 from users import NOBODY, may_mount
 
@@ -331,6 +331,23 @@ def test_the_largest_files_have_no_gap_where_many_names_of_one_file_are_offered(
     held = holdings(db, "Media")
     check_consistent(held)
     check_same_tree(held, find_listing(share))
+
+
+def test_a_deep_tree_is_planned_and_cut(tmp_path, db):
+    """Deeper than Python calls itself; looking each path up from the top would cost the square of that."""
+    share = tmp_path / "share"
+    share.mkdir()
+    chain(share, b"deep", [b"d"] * 2000)
+    try:
+        scan(share, db)
+        done = json.loads(scan(share, db, "--chunk-size", "0.0005", "--json").stdout)
+        assert done["chunks"]["done"] > 5
+        held = holdings(db, "Media")
+        check_consistent(held)
+        check_same_tree(held, find_listing(share))
+        assert held.new_changed_gone() == (0, 0, 0)
+    finally:
+        subprocess.run(["rm", "-rf", share], check=True)  # pytest's own way of removing recurses
 
 
 def test_a_known_size_is_planned_largest_first(share, db):

@@ -335,20 +335,20 @@ def _make_odd(path: Path, mounted: list[Path], *, wide: int, deep: int) -> OddTr
         path=path,
         wide=wide,
         deep=deep,
-        far=_make_chain(path, b"far", [b"%03d" % number + b"p" * 252 for number in range(20)]),
+        far=chain(path, b"far", [b"%03d" % number + b"p" * 252 for number in range(20)]),
         denied=DENIED,
         system_dirs=tuple(b"system/" + name for name in system_dirs),
         hard=(b"hard/a/one", b"hard/b/two", b"hard/c/d/three"),
         huge=_make_huge(path / "sparse"),
         times=_make_times(path / "times"),
     )
-    _make_chain(path, b"deep", [b"d"] * deep)
+    chain(path, b"deep", [b"d"] * deep)
     if may_mount():
         _make_as_root(made, mounted)
     return made
 
 
-def _make_chain(path: Path, top: bytes, below: Sequence[bytes]) -> bytes:
+def chain(path: Path, top: bytes, below: Sequence[bytes]) -> bytes:
     """Make directories within each other, relative to one another, and a file in the last; give its path."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     for name in (top, *below):

@@ -656,24 +656,28 @@ static int pseudo(int fd)
     return 0;
 }
 
-/* Ancestors of a root are not known: ask for each, once per root. */
+/* Ancestors of a root are not known: ask for each, once per root, step by step: a path from the top costs its length. */
 static int32_t find_chain(Batch *b, const char *path, size_t len)
 {
     Walker *w = b->w;
-    int32_t node = -1;
+    int fd = w->root_fd;
+    char name[NAME_MAX + 1];
     St st;
-    if (!len) return -1;
-    if (stat_at(w->root_fd, "", AT_EMPTY_PATH, &st)) return -1;
-    node = node_add(b, st.dev, st.ino, node);
-    char prefix[PATH_MAX];
-    for (size_t i = 0; i < len && i < PATH_MAX - 1 && !b->failed; i++) {
-        if (path[i] == '/') {
-            memcpy(prefix, path, i);
-            prefix[i] = 0;
-            if (stat_at(w->root_fd, prefix, 0, &st)) break;
-            node = node_add(b, st.dev, st.ino, node);
-        }
+    if (!len || stat_at(fd, "", AT_EMPTY_PATH, &st)) return -1;
+    int32_t node = node_add(b, st.dev, st.ino, -1);
+    for (size_t at = 0, end; !b->failed; at = end + 1) {
+        for (end = at; end < len && path[end] != '/'; end++);
+        if (end == len || end - at > NAME_MAX) break;
+        memcpy(name, path + at, end - at);
+        name[end - at] = 0;
+        int next = openat(fd, name, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+        if (next < 0) break;
+        if (fd != w->root_fd) close(fd);
+        fd = next;
+        if (stat_at(fd, "", AT_EMPTY_PATH, &st)) break;
+        node = node_add(b, st.dev, st.ino, node);
     }
+    if (fd != w->root_fd) close(fd);
     return node;
 }
 

@@ -54,5 +54,11 @@ class CatalogueBusy(CatalogueError):
     """Another program held the catalogue for too long; the same may work in a moment."""
 
 
+class Interrupted(SmartScannerError):
+    """Somebody stopped it where that could not be written down; exit status 130."""
+
+    exit_status = EXIT_INTERRUPTED
+
+
 class ShardError(SmartScannerError):
     """A shard is torn, garbled or of another version; it is refused whole and its part tried again."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import threading
 import time
@@ -79,6 +80,34 @@ def test_a_disk_that_fills_up_pauses_the_scan(line, figure):
         print(line.unhappy())
         failed = line.query("SELECT count(*) FROM chunk WHERE fails > 0 OR state = 'quarantined'")
         figure("chunks that failed because of it", failed[0][0], at_most=0)
+        line.at_rest()
+
+
+@pytest.mark.row(21)
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_a_scan_that_waits_for_room_can_be_stopped_and_keeps_what_is_sealed(line, stop):
+    line.build(TREE)
+    with small_disk(120) as disk, fault_mount(line.real, rules=[latency(6)], **NO_CACHE) as share:
+        line.data = disk / "data"
+        line.data.mkdir()
+        line.db = line.data / "x.db"
+        scanning, said = talkative(line, share.path, "--max-containers", 2)
+        until(lambda: share.asked("opendir"), lambda n: n > 20)
+        line.db.with_suffix(".reserve").unlink()  # so that not even the stop can be written down
+        filler = fill(disk)
+        said.when("Waiting: ", 30)
+        scanning.send_signal(stop)
+        assert scanning.wait(20) == 130, said.lines
+        assert "stopped while it waited" in said.lines[-1][1]
+        assert not line.workers()
+        sealed = {os.fsencode(shard.name) for shard in line.data.rglob("*.shard")}
+        filler.unlink()
+        share.set()
+        line.scan(share.path, code=0)
+        taken = {name for (name,) in line.query("SELECT name FROM shard WHERE attempt = 1")}
+        assert sealed, "what was sealed was thrown away"
+        assert sealed <= taken
+        exact(line)
         line.at_rest()
 
 

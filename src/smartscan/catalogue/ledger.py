@@ -8,13 +8,25 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from errno import EEXIST, ETIMEDOUT
 from typing import Any
 
 from smartscan.catalogue.numbers import signed
 from smartscan.errors import UsageError
-from smartscan.model import Chunk, ChunkState, DirState, Outcome, Progress, Root, ScanState, Scope, Usage
+from smartscan.model import (
+    Chunk,
+    ChunkState,
+    DirState,
+    Outcome,
+    Progress,
+    Root,
+    ScanState,
+    Scope,
+    Usage,
+    join,
+    show,
+)
 
 
 def mount(conn: sqlite3.Connection, name: str, path: bytes, at: float) -> int:
@@ -24,7 +36,7 @@ def mount(conn: sqlite3.Connection, name: str, path: bytes, at: float) -> int:
         if other == name and other_path == path:
             return int(mount_id)
     for _, other, other_path in rows:
-        shown = other_path.decode("utf-8", "backslashreplace")
+        shown = show(other_path)
         if other == name:
             raise UsageError(
                 f"the name '{name}' is already used for {shown}; choose another name for this path"
@@ -399,17 +411,25 @@ def mount_usage(conn: sqlite3.Connection, mount_id: int) -> Usage | None:
     return Usage(b"", row[2], row[3], row[4], row[6], row[5]) if row and row[4] else None
 
 
-def child_usages(conn: sqlite3.Connection, mount_id: int, path: bytes) -> list[Usage]:
-    """What the catalogue knows of the sizes of a directory's subdirectories."""
-    dir_id = dir_id_of(conn, mount_id, path)
-    if dir_id is None:
-        return []
-    return [
-        Usage(path + b"/" + name if path else name, size, disk, entries, own_disk, own)
-        for _, name, size, disk, entries, own, own_disk in conn.execute(
-            _USAGE + "AND d.parent_id = ?", (mount_id, dir_id)
-        )
-    ]
+def child_usages(conn: sqlite3.Connection, mount_id: int) -> Callable[[bytes], list[Usage]]:
+    """Give a function that says what the catalogue knows of the sizes of a directory's subdirectories.
+
+    It is asked of the mount first, and of each directory once, after the one it lies in: it remembers their
+    rows, for looking paths up from the top costs the square of the depth.
+    """
+    rows = {b"": dir_id_of(conn, mount_id, b"")}
+
+    def children(path: bytes) -> list[Usage]:
+        found = []
+        for dir_id, name, size, disk, entries, own, own_disk in conn.execute(
+            _USAGE + "AND d.parent_id = ?", (mount_id, rows.pop(path))
+        ):
+            child = join(path, name)
+            rows[child] = dir_id
+            found.append(Usage(child, size, disk, entries, own_disk, own))
+        return found
+
+    return children
 
 
 def usage_of(conn: sqlite3.Connection, mount_id: int, root: Root) -> tuple[int, int] | None:

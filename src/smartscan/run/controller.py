@@ -20,7 +20,15 @@ from smartscan.catalogue.ingest import Ingest
 from smartscan.catalogue.lock import MountLock
 from smartscan.catalogue.open import transaction
 from smartscan.engine import Engine, Job, Status
-from smartscan.errors import CatalogueBusy, CatalogueFull, EngineError, MountError, MountSilent, ShardError
+from smartscan.errors import (
+    CatalogueBusy,
+    CatalogueFull,
+    EngineError,
+    Interrupted,
+    MountError,
+    MountSilent,
+    ShardError,
+)
 from smartscan.model import Chunk, ChunkState, DirState, Op, Outcome, Root, WalkError, show
 from smartscan.run import collect
 from smartscan.run.chunks import ChunkMaker
@@ -133,9 +141,12 @@ class Controller:
             self.tell(sup.Delayed(away_s))
 
     def close(self) -> None:
-        """Let removals come to their end, but not for ever; what still runs is killed."""
+        """Let removals come to their end, but not for ever; what still runs is killed.
+
+        Where this is not the end of the scan, what its attempts have sealed stays for the one that goes on.
+        """
         for attempt in self.attempts.values():
-            self._remove(attempt, keep_folder=False, wait_s=REMOVE_S, kill=True)
+            self._remove(attempt, keep_folder=self.ending is None, wait_s=REMOVE_S, kill=True)
         self.workers.close()
         if self.ending is not None:
             self.workers.hear()
@@ -182,13 +193,16 @@ class Controller:
                 if not told:
                     told = True
                     self.paused = str(e)
-                    self.request.say(f"Waiting: {e}")
+                    self.request.say(f"Waiting: {str(e).partition(';')[0]}; the scan goes on when that ends.")
                     self.supervisor.handle(sup.Paused(str(e)), time.monotonic())
                 self.ingest.forget()
                 self.lock.beat()
                 self.watch.alive()
-                if self.stops > self.stops_seen + 1:
-                    raise
+                if self.stops:  # that cannot be written down either: it ends as if killed
+                    raise Interrupted(
+                        f"stopped while it waited ({str(e).partition(';')[0]}); "
+                        "what workers handed in is kept, and the same command goes on"
+                    ) from e
                 time.sleep(ROOM_S)
                 directory.release_reserve(self.request.db)
         if told:
@@ -365,7 +379,7 @@ class Controller:
     def _started(self, attempt: Attempt, worker_id: str) -> None:
         attempt.worker_id, attempt.asked_at = worker_id, time.monotonic()
         if self.attempts.get(attempt.chunk.id) is not attempt:  # so late that another attempt was made
-            self._remove(attempt, keep_folder=False, wait_s=REMOVE_S, kill=True)
+            self._remove(attempt, keep_folder=self.ending is None, wait_s=REMOVE_S, kill=True)
             return
         self._persist(lambda: ledger.set_worker(self.conn, attempt.chunk.id, attempt.number, worker_id))
         self.tell(sup.Started(attempt.chunk.id, attempt.number))

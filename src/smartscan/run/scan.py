@@ -92,7 +92,7 @@ def planned(conn: sqlite3.Connection, mount_id: int, request: Request) -> list[P
         return []
     return plan(
         usage,
-        lambda path: ledger.child_usages(conn, mount_id, path),
+        ledger.child_usages(conn, mount_id),
         limit_bytes=request.limits.chunk_bytes,
         limit_entries=request.limits.chunk_entries,
     )

@@ -486,20 +486,25 @@ class Batch:
         self._emit(_short(KIND_ERROR, path, 0, err, op, None, b""))
 
     def _chain(self, path: bytes) -> Node | None:
-        """Ancestors of a root are not known: ask for each, once per root."""
+        """Ancestors of a root are not known: ask for each, once per root, step by step."""
         if not path:
             return None
+        top = fd = self.walker.root_fd
+        node = None
         try:
-            st = stat_of(os.fstat(self.walker.root_fd))
+            st = stat_of(os.fstat(fd))
             node = Node(st.dev, st.ino, 1, None)
-        except OSError:
-            return None
-        with contextlib.suppress(OSError):
-            at = path.find(b"/")
-            while 0 <= at < PATH_MAX - 1:
-                st = stat_of(os.stat(path[:at], dir_fd=self.walker.root_fd, follow_symlinks=False))
+            for name in path.split(b"/")[:-1]:
+                above, fd = fd, os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
+                if above != top:
+                    os.close(above)
+                st = stat_of(os.fstat(fd))
                 node = Node(st.dev, st.ino, node.depth + 1, node)
-                at = path.find(b"/", at + 1)
+        except OSError:
+            pass
+        finally:
+            if fd != top:
+                os.close(fd)
         return node
 
     def _is_there(self, path: bytes) -> Stat | None:

@@ -196,16 +196,25 @@ class Ingest:
 
         Cost: one query per component not in the cache, which brings all beside it where they are few.
         """
-        hit = self.cache.get(path)
-        if hit:
+        below: list[bytes] = []  # and no recursion: there may be thousands
+        while path and path not in self.cache:
+            below.append(path)
+            path = path.rpartition(b"/")[0]
+        found = self.cache.get(path) or self._find_top()
+        while below and found is not None:
+            found = self._find_below(found, below.pop())
+        return found
+
+    def _find_top(self) -> Dir | None:
+        row = self.conn.execute(f"{_DIRS} parent_id IS NULL", (self.mount_id,)).fetchone()
+        return self._remember(b"", None, row) if row else None
+
+    def _find_below(self, above: Dir, path: bytes) -> Dir | None:
+        if hit := self.cache.get(path):
             return hit
-        if not path:
-            row = self.conn.execute(f"{_DIRS} parent_id IS NULL", (self.mount_id,)).fetchone()
-            return self._remember(b"", None, row) if row else None
-        above_path, _, name = path.rpartition(b"/")
-        above = self.find(above_path)
-        if above is None or above.below_known:
+        if above.below_known:
             return None
+        above_path, _, name = path.rpartition(b"/")
         if above.below_known is None:
             rows = self.conn.execute(
                 f"{_DIRS} parent_id = ? LIMIT ?", (self.mount_id, above.id, SIBLINGS + 1)
