@@ -50,6 +50,11 @@ def db(tmp_path: Path) -> Path:
     return tmp_path / "data" / "smart_catalog.db"
 
 
+def test_a_scan_that_measures_first_says_once_who_its_workers_are(share: Path, db: Path) -> None:
+    said = scan(share, db, "--analyze").stderr.splitlines()
+    assert len(said) == len(set(said)) > 0
+
+
 def planned(share: Path, db: Path, *words: object) -> list[dict[str, Any]]:
     return list(json.loads(run("plan", share, "--db", db, "--engine", "local", "--json", *words).stdout))
 

@@ -65,17 +65,17 @@ def retry(request: Request) -> Report:
     return _run(request, only_failed=True)
 
 
-def survey(request: Request) -> tuple[list[PlannedChunk], bool]:
+def survey(request: Request, *, told: bool = False) -> tuple[list[PlannedChunk], bool]:
     """Measure a share; give the chunks that it is cut into, and whether all of it could be read.
 
     The catalogue is not touched: what is measured goes into one of its own in the data directory, which is
-    removed at the end.
+    removed at the end. `told`: the user knows already who the workers are.
     Cost: one scan. MountError where the share cannot be read.
     """
     directory.prepare(request.db, create=True)
     with tempfile.TemporaryDirectory(prefix="survey-", dir=request.db.parent) as folder:
         scratch = replace(request, db=Path(folder) / request.db.name, analyze=False)
-        report = _run(scratch, only_failed=False)
+        report = _run(scratch, only_failed=False, told=told)
         if report.state is ScanState.CANCELLED:
             raise KeyboardInterrupt
         conn = opening.open_catalogue(scratch.db, create=False)
@@ -98,7 +98,7 @@ def planned(conn: sqlite3.Connection, mount_id: int, request: Request) -> list[P
     )
 
 
-def _run(request: Request, *, only_failed: bool) -> Report:
+def _run(request: Request, *, only_failed: bool, told: bool = False) -> Report:
     # Rows come as a hundred thousand small tuples at a time, none of them in a cycle: looking through them
     # all
     # again and again costs 3 % of a scan.
@@ -113,7 +113,7 @@ def _run(request: Request, *, only_failed: bool) -> Report:
         engine.check()
         resources, cuts = engine.clamp(request.resources, at_a_time=request.max_containers)
         request = replace(request, resources=resources)
-        for sentence in (why, *cuts, *engine.describe()):
+        for sentence in () if told else (why, *cuts, *engine.describe()):
             request.say(sentence)
         with MountLock(request.db, request.name) as lock:
             storage = opening.examine(request.db)
@@ -198,7 +198,7 @@ class _Scan:
             self.request.glance(seen)
 
         try:
-            self.surveyed, _ = survey(replace(self.request, glance=glance))
+            self.surveyed, _ = survey(replace(self.request, glance=glance), told=True)
         except BaseException:  # an interrupt as well: nothing of this scan was begun
             with opening.transaction(self.conn):
                 ledger.forget_scan(self.conn, self.scan_id, self.mount_id)
