@@ -381,7 +381,7 @@ build_venv() { # any argument: build although it is current; sets venv
         return 0
     fi
     find_python || fail $EXIT_NO_ENGINE "$why_not, and no Python 3.11 or newer either; install one of the two."
-    say "making a virtual environment in $venv; this takes half a minute, once"
+    say "$why_not: making a virtual environment in $venv; this takes half a minute, once"
     mkdir -p "$(dirname "$venv")"
     making=$(mktemp -d "$venv.XXXXXX")
     report=$(mktemp)

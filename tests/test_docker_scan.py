@@ -9,6 +9,7 @@ import pty
 import signal
 import sqlite3
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -17,8 +18,9 @@ from typing import Any
 
 import pytest
 
-from containers import SCRIPT, docker_command, engine_url, until
+from containers import CONTROLLER_IMAGE, SCRIPT, WORKER_IMAGE, docker_command, engine_url, until
 from smartscan.faults import fault_mount, hang, latency
+from test_engine_docker import private_engine
 from trees import Tree, build, find_listing
 
 pytestmark = [
@@ -210,6 +212,35 @@ def test_a_controller_that_was_killed_finds_its_workers_again(home: Home) -> Non
         path: size for path, (size, _) in home.expected().items()
     }
     home.assert_nothing_is_left()
+
+
+@pytest.mark.fuse
+def test_a_controller_whose_engine_comes_back_with_another_socket_does_not_wait_for_it(home: Home) -> None:
+    with tempfile.TemporaryDirectory(prefix="engine-") as short, private_engine(Path(short), True) as daemon:
+        images = Path(short) / "images.tar"
+        docker_command("save", "--output", str(images), WORKER_IMAGE, CONTROLLER_IMAGE, check=True)
+        docker_command("--host", daemon.url, "load", "--input", str(images), check=True)
+        images.unlink()
+        home.environment["DOCKER_HOST"] = daemon.url
+
+        def running() -> list[str]:
+            mark = f"label={CONTROLLER_LABEL}"
+            return docker_command("--host", daemon.url, "ps", "-q", "--filter", mark).stdout.split()
+
+        build(home.share, TREE)
+        with fault_mount(home.share, rules=[latency(40)]) as mount:
+            command = home.scan("--max-containers", "1", path=mount.path)
+            with home.start(*command) as scan:
+                until((home.data / "work" / "Media").exists, bool, 60)
+                daemon.stop(signal.SIGTERM)
+                scan.communicate(timeout=60)  # its terminal went with the engine, the controller did not
+            daemon.start()
+            until(running, lambda found: not found, 90)
+            assert home.query("SELECT state FROM scan") == [(b"cancelled",)]
+            mount.set()
+            assert home.run(*command[1:]).returncode == 0
+        assert len(home.files()) == len(home.expected())
+        assert docker_command("--host", daemon.url, "ps", "-aq").stdout == ""
 
 
 def test_two_scans_at_once_do_not_disturb_each_other(tmp_path: Path) -> None:

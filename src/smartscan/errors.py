@@ -40,6 +40,10 @@ class EngineError(SmartScannerError):
     exit_status = 11
 
 
+class EngineLost(EngineError):
+    """The engine will never answer this process again, whatever becomes of the engine; exit status 11."""
+
+
 class CatalogueError(SmartScannerError):
     """The catalogue cannot be opened, is not ours, is locked or cannot be written; exit status 12."""
 

@@ -85,9 +85,10 @@ class Engine(Protocol):
     def start(self, job: Job) -> str:
         """Start a worker in its existing folder and give its id.
 
-        EngineError: nothing runs, and the fault is not the chunk's. MountError: the engine's host has
-        no such share; MountSilent: it does not answer. A start that is given up after its deadline may
-        still happen when the storage answers again; its folder then holds `stop`, so that it ends at once.
+        EngineError: nothing runs, and the fault is not the chunk's; EngineLost: nor will anything.
+        MountError: the engine's host has no such share; MountSilent: it does not answer.
+        A start that is given up after its deadline may still happen when the storage answers again; its
+        folder then holds `stop`, so that it ends at once.
         """
 
     def status(self, worker_id: str) -> Status:

@@ -34,8 +34,9 @@ from smartscan.engine import (
     fit,
     host,
     owner,
+    sockets,
 )
-from smartscan.errors import EngineError, MountError, MountSilent
+from smartscan.errors import EngineError, EngineLost, MountError, MountSilent
 from smartscan.model import Resources, show
 
 LABEL = "io.github.smart-scanner."
@@ -260,6 +261,11 @@ class Docker:
             raise self._silent(error) from None
 
     def _silent(self, error: Exception) -> EngineError:
+        if self._container and sockets.is_replaced(self._url):
+            return EngineLost(
+                f"The {self._product} engine was stopped and took its socket away; this container does not "
+                "see the one it has when it is started again. The same command goes on."
+            )
         return EngineError(f"The Docker engine at {self._url} does not answer ({_sentence(error)}).")
 
     def _own(self) -> tuple[str, list[dict[str, Any]]]:

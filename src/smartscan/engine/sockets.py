@@ -37,11 +37,24 @@ def locate(timeout_s: float) -> str:
     raise EngineError(told[0] if told else f"there is no Docker engine here (no {DOCKER_SOCKET}).")
 
 
+def is_replaced(url: str) -> bool:
+    """Tell whether a socket was deleted since it was mounted here, which is the fate of a file's mount."""
+    try:
+        return urlsplit(url).scheme == "unix" and os.stat(_path(url)).st_nlink == 0
+    except OSError:
+        return False
+
+
+def _path(url: str) -> str:
+    parts = urlsplit(url)
+    return parts.path if not parts.netloc else f"/{parts.netloc}{parts.path}"
+
+
 def _refusal(url: str, timeout_s: float) -> str | None:
     """Say why nothing can be asked at `url`; None where something listens, "" where nothing ever was."""
     parts = urlsplit(url)
     if parts.scheme == "unix":
-        path = parts.path if not parts.netloc else f"/{parts.netloc}{parts.path}"
+        path = _path(url)
         try:
             with socket.socket(socket.AF_UNIX) as probe:
                 probe.settimeout(timeout_s)

@@ -24,6 +24,7 @@ from smartscan.errors import (
     CatalogueBusy,
     CatalogueFull,
     EngineError,
+    EngineLost,
     Interrupted,
     MountError,
     MountSilent,
@@ -87,6 +88,7 @@ class Controller:
         self.unreachable = ""
         self.seen = False  # whether this run took in any directory
         self.error: MountError | None = None
+        self.lost: EngineLost | None = None
         self.stops = 0  # Ctrl-C so far
         self.stops_seen = 0
         self.noted_at = 0.0
@@ -355,6 +357,9 @@ class Controller:
             self._no_share(attempt, str(error))
         else:
             self._not_started(attempt, str(error))
+        if isinstance(error, EngineLost) and self.lost is None:
+            self.lost = error
+            self.tell(sup.StopRequested())  # which workers hear by their folders
 
     def _silent(self, attempt: Attempt) -> None:
         """The engine could not even mount the share for a worker: its root hangs."""
@@ -388,10 +393,7 @@ class Controller:
         attempt = self.attempts.get(chunk_id)
         if attempt is None or attempt.number != number or not attempt.worker_id:
             return
-
-        self.workers.kill(
-            attempt.worker_id, lambda gone: self.tell(sup.KillReturned(chunk_id, number, gone))
-        )
+        self.workers.kill(attempt.worker_id, lambda gone: self.tell(sup.KillReturned(chunk_id, number, gone)))
 
     def _remove(self, attempt: Attempt, *, keep_folder: bool, wait_s: float, kill: bool = False) -> None:
         stays = self._left_behind
@@ -434,22 +436,16 @@ class Controller:
         if "progress.json" in names and not acted:
             self._progressed(attempt)
         now = time.monotonic()
-        if (
-            attempt.worker_id
-            and not attempt.asking
-            and now - attempt.asked_at >= (0.05 if "result.json" in names else STATUS_S)
-        ):
+        due_s = 0.05 if "result.json" in names else STATUS_S
+        if attempt.worker_id and not attempt.asking and now - attempt.asked_at >= due_s:
             attempt.asking, attempt.asked_at = True, now
             self.workers.look_at(attempt.worker_id, lambda status: self._answered(attempt, status))
         return acted
 
     def _answered(self, attempt: Attempt, status: Status) -> None:
         attempt.asking = False
-        if (
-            status.state not in ("exited", "gone")
-            or attempt.exited
-            or self.attempts.get(attempt.chunk.id) is not attempt
-        ):
+        current = self.attempts.get(attempt.chunk.id) is attempt
+        if status.state not in ("exited", "gone") or attempt.exited or not current:
             return
         attempt.status = status
         result = collect.read_result(attempt.folder)
@@ -570,11 +566,8 @@ class Controller:
             wait_s=ABANDONED_S if result.abandoned else REMOVE_S,
         )
         entries = attempt.progress.entries
-        self.tell(
-            sup.Collected(
-                chunk_id, number, result.outcome, entries, dirs, result.leftover, new_stuck, result.abandoned
-            )
-        )
+        left, abandoned = result.leftover, result.abandoned
+        self.tell(sup.Collected(chunk_id, number, result.outcome, entries, dirs, left, new_stuck, abandoned))
 
     def _stuck(self, result: Result) -> int:
         """Note the paths that did not answer; gives how many are new."""

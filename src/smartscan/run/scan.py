@@ -206,7 +206,11 @@ class _Scan:
 
     def _see_off(self) -> list[dict[str, Any]]:
         """End the workers that earlier scans of this mount left behind; gives those that do not end."""
-        mine = {(c.id, number) for c, number, _ in ledger.open_chunks(self.conn, self.scan_id)}
+        mine = {
+            (chunk.id, number)
+            for chunk, number, _ in ledger.open_chunks(self.conn, self.scan_id)
+            if chunk.state is ChunkState.RUNNING  # what the attempt of a pending one brought is taken in
+        }
         old = [
             w
             for w in self.engine.find(namespace(self.request.db))
@@ -376,6 +380,8 @@ class _Scan:
             raise error
         state, dead = c.patiently(lambda: self._settle(ending, now))
         self._tidy()
+        if c.lost and state is ScanState.CANCELLED:
+            raise c.lost
         status = {ScanState.COMPLETE: EXIT_OK, ScanState.CANCELLED: EXIT_INTERRUPTED}.get(
             state, EXIT_INCOMPLETE
         )
