@@ -74,7 +74,7 @@ def survey(request: Request, *, told: bool = False) -> tuple[list[PlannedChunk],
     """
     directory.prepare(request.db, create=True)
     with tempfile.TemporaryDirectory(prefix="survey-", dir=request.db.parent) as folder:
-        scratch = replace(request, db=Path(folder) / request.db.name, analyze=False)
+        scratch = replace(request, db=Path(folder) / request.db.name, analyze=False, sizes_only=True)
         report = _run(scratch, only_failed=False, told=told)
         if report.state is ScanState.CANCELLED:
             raise KeyboardInterrupt
@@ -122,6 +122,8 @@ def _run(request: Request, *, only_failed: bool, told: bool = False) -> Report:
             bulk = open_bulk(
                 functools.partial(opening.open_catalogue, request.db, create=not only_failed, storage=storage)
             )
+            if request.sizes_only:
+                bulk.conn.execute("PRAGMA synchronous = OFF")
             directory.give_to_owner(request.db)
             for folder in (request.work.parent, request.work):
                 directory.check_writable(folder)  # else every start would fail, and be tried again for ever
@@ -165,7 +167,9 @@ class _Scan:
             self._survey()
         if not self.only_failed:
             self.avoid = ledger.undue(self.conn, self.mount_id, self.now)
-        ingest = Ingest(self.bulk, self.mount_id, self.scan_id, rescan=self.rescan)
+        ingest = Ingest(
+            self.bulk, self.mount_id, self.scan_id, rescan=self.rescan, sizes_only=request.sizes_only
+        )
         settings = sup.Settings(
             max_containers=request.max_containers, stall_s=request.limits.stall_s, give_up=request.give_up
         )

@@ -10,6 +10,7 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from smartscan.catalogue.bulk import UNKNOWN_MODE
 from smartscan.catalogue.ingest.largest import LARGEST
 from smartscan.catalogue.ingest.state import FAILED, LEFT_OUT, STATES, Counts, Dir, Large
 from smartscan.catalogue.ingest.totals import Sum, Totals
@@ -242,8 +243,8 @@ class Intake:
             i.bulk.insert("temp.incoming", "temp.incoming_link", self.window.buffer, offsets, ids, attrs)
         if not self.plain:
             return
-        offsets = array.array("Q", (r.offset for r, _ in self.plain)).tobytes()
-        ids = array.array("q", (d.id for _, d in self.plain)).tobytes()
+        offsets = array.array("Q", [r.offset for r, _ in self.plain]).tobytes()
+        ids = array.array("q", [d.id for _, d in self.plain]).tobytes()
         tally, largest, links = codec.measure(self.window.buffer, offsets, LARGEST)
         for dimension, key, files, size, blocks in tally:
             self.totals.tally(dimension, key, files, size, blocks)
@@ -256,7 +257,10 @@ class Intake:
                 doubles.append((d.id, name))
                 self._uncount(d, name, mode & 0o170000 == 0o100000, size, blocks, mtime_ns, uid)
             seen.add(key)
-        i.bulk.insert("entry", "symlink", self.window.buffer, offsets, ids, attrs)
+        if i.sizes_only:
+            self._insert_few(links, attrs)
+        else:
+            i.bulk.insert("entry", "symlink", self.window.buffer, offsets, ids, attrs)
         if doubles:
             i.conn.executemany(
                 "UPDATE entry SET counted = 0 WHERE dir_id = ? AND name = CAST(? AS TEXT)", doubles
@@ -268,6 +272,22 @@ class Intake:
             once = [f for f in files if f[1:] not in others]
             cut = len(files) == LARGEST and len(once) < LARGEST  # others took the place of smaller ones
             self.ingest.largest.keep(once, known_above=min(f[0] for f in files) if cut else 0)
+
+    def _insert_few(self, links: list[tuple[Any, ...]], attrs: bytes) -> None:
+        """Insert the names of files that have several, and all entries of directories that may be listed once
+        more, or of which the stat of a name did not answer.
+        """
+        whole = self.plain
+        if not any(mode & UNKNOWN_MODE for mode, _, _ in self.window.attrs):
+            whole = [(r, d) for r, d in whole if r.flags != LAST or r.state != _LISTED]
+        offsets = array.array("Q", [r.offset for r, _ in whole]).tobytes()
+        ids = array.array("q", [d.id for _, d in whole]).tobytes()
+        self.ingest.bulk.insert("entry", "symlink", self.window.buffer, offsets, ids, attrs)
+        self.ingest.conn.executemany(
+            "INSERT OR IGNORE INTO entry (dir_id, name, attr_id, ino, counted) "
+            "VALUES (?, CAST(? AS TEXT), 0, ?, 1)",
+            [(self.plain[k][1].id, name, ino) for k, name, ino, *_ in links],
+        )
 
     def _uncount(
         self, d: Dir, name: bytes, is_file: bool, size: int, blocks: int, mtime_ns: int, uid: int

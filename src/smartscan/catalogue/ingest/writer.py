@@ -59,10 +59,16 @@ def conn_path(conn: sqlite3.Connection, mount_id: int) -> str:
 
 
 class Ingest:
-    """The one writer of a mount's entries during one scan."""
+    """The one writer of a mount's entries during one scan.
 
-    def __init__(self, bulk: Bulk, mount_id: int, scan_id: int, *, rescan: bool) -> None:
-        self.conn, self.bulk = bulk.conn, bulk
+    With `sizes_only` the totals of directories are kept and, of entries, what those need: files with several
+    names, and directories that were not read to their end or in one piece.
+    """
+
+    def __init__(
+        self, bulk: Bulk, mount_id: int, scan_id: int, *, rescan: bool, sizes_only: bool = False
+    ) -> None:
+        self.conn, self.bulk, self.sizes_only = bulk.conn, bulk, sizes_only
         self.mount_id, self.scan_id, self.rescan = mount_id, scan_id, rescan
         self.cache: dict[bytes, Dir] = {}
         self.attrs: dict[tuple[int, int, int], int] = {}
@@ -154,6 +160,8 @@ class Ingest:
         """Remove directories that are in no listing of this scan: they went between the visits to them and to
         the one above, or that one is left out now. Within a transaction. Cost: one look per directory.
         """
+        if self.sizes_only:
+            return
         rows = self.conn.execute(
             "SELECT c.id, c.parent_id, CAST(c.name AS BLOB) FROM dir AS c JOIN dir AS p "
             "ON p.id = c.parent_id "
