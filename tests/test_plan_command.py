@@ -151,6 +151,7 @@ def test_a_measurement_that_is_stopped_leaves_nothing_and_one_that_is_killed_lea
         out, err = measuring.communicate(timeout=30)
     assert measuring.returncode == (130 if number == signal.SIGTERM else -number), err
     assert out == ""
+    assert (number == signal.SIGTERM) == ("stopped while sizes were measured" in err)
     left = list(db.parent.glob("survey-*"))
     if number == signal.SIGKILL:
         (folder,) = left

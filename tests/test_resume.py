@@ -100,7 +100,7 @@ def test_a_stopped_scan_says_how_to_go_on_and_does(share, db, number):
     stopped = holdings(db, "Media")
     check_consistent(stopped, stale=True)
     assert 0 < len(stopped.entries) < len(find_listing(share)) - 1
-    scan(share, db, *SMALL)
+    assert "Going on with scan 1, which did not end." in scan(share, db, *SMALL).stderr
     check_as_if_undisturbed(share, db)
 
 

@@ -35,6 +35,7 @@ from smartscan.errors import (
     EXIT_INTERRUPTED,
     EXIT_MOUNT_DEAD,
     EXIT_OK,
+    Interrupted,
     MountError,
     UsageError,
 )
@@ -77,7 +78,7 @@ def survey(request: Request, *, told: bool = False) -> tuple[list[PlannedChunk],
         scratch = replace(request, db=Path(folder) / request.db.name, analyze=False, sizes_only=True)
         report = _run(scratch, only_failed=False, told=told)
         if report.state is ScanState.CANCELLED:
-            raise KeyboardInterrupt
+            raise Interrupted("stopped while sizes were measured; the same command measures them anew")
         conn = opening.open_catalogue(scratch.db, create=False)
         try:
             return planned(conn, 1, request), report.state is ScanState.COMPLETE
@@ -267,6 +268,8 @@ class _Scan:
             )
             # One that died before it was planned has no chunk at all.
             self.new = not self.only_failed and not ledger.has_chunks(self.conn, old)
+            if not self.new and not self.only_failed:
+                self.request.say(f"Going on with scan {old}, which did not end.")
             return old
         if self.only_failed:
             raise UsageError(f"'{self.request.name}' was never scanned; use scan first")
