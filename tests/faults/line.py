@@ -93,6 +93,10 @@ class Line:
         self.check(done, None)
         return done
 
+    def start_retry(self) -> subprocess.Popen[str]:
+        """Start, in the background, to try again what the last scan gave up."""
+        return self._popen(("retry", "m", "--db", str(self.db), "--engine", self.engine, "--json"))
+
     def start(self, share: Path, *words: object, stall_s: float = STALL_S) -> subprocess.Popen[str]:
         """Start a scan in the background."""
         return self._popen(self.words(share, *words, stall_s=stall_s))

@@ -60,14 +60,15 @@ class Machine:
         )  # fmt: skip
 
     def cut(self, machine: subprocess.Popen[str], after_s: float) -> None:
-        """Cut the power so long after the scan began."""
+        """Cut the power so long after the scan began; it may have ended by then, but not be refused."""
         for text in machine.stdout:
             if "SCANNING" in text:
                 break
         time.sleep(after_s)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(machine.pid, signal.SIGKILL)
-        machine.communicate()
+        said, _ = machine.communicate()
+        assert "STATUS" not in said or "STATUS 0" in said, said[-1500:]
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[Path]:
@@ -88,7 +89,7 @@ def test_a_power_cut_in_the_middle_loses_nothing_acknowledged(line, figure):
         pytest.skip("needs User-Mode Linux (package user-mode-linux), to cut its power")
     line.build({f"d{n:03d}": {f"f{m}": m for m in range(9)} | {"below": {"x": n}} for n in range(40)})
     machine, chance = Machine(line, kernel), random.Random(SEED)
-    cuts, acknowledged = max(3, min(40, SAMPLE // 8)), 0
+    cuts, acknowledged = max(3, min(30, SAMPLE // 8)), 0
     for _ in range(cuts):
         machine.cut(machine.boot(), chance.uniform(1.2, 4.5))
         with machine.opened() as db:

@@ -29,6 +29,9 @@ from smartscan.errors import CatalogueBusy, CatalogueError
 BEAT_S = 5.0  # how often a holder says that it lives
 # A holder that nobody can see is taken for dead after so long: 12 beats, for a machine that is very busy.
 SILENCE_S = 60.0
+# A machine that was cut off and is back within SILENCE_S must not wait for itself. A holder of an earlier
+# boot has not said anything since this one; one on another machine does so within two beats, unless it hangs.
+SETTLED_S = 2 * BEAT_S
 # Somebody who only looks whether a lock is held holds it for a moment, which must not pass for a scan.
 PATIENCE_S = 0.5
 
@@ -143,13 +146,22 @@ def holders(catalogue: Path) -> dict[str, Holder]:
 
 
 def refuse_other_path(catalogue: Path) -> None:
-    """Raise CatalogueError while a controller is at work that reaches the catalogue by another path."""
-    for mount, holder, beat_at, _ in _locks(catalogue):
-        if holder and _is_elsewhere(holder, catalogue) and _lives(holder, beat_at):
-            raise CatalogueError(
-                f"{holder} scans mount '{mount}' into the catalogue {catalogue} by another path, and two "
-                "paths would ruin it; use the same one, or wait for that scan"
-            )
+    """Raise CatalogueError while a controller is at work that reaches the catalogue by another path.
+
+    Takes up to SETTLED_S where this machine has just been booted, to see who of before still lives.
+    """
+    while others := [
+        (mount, holder, beat_at)
+        for mount, holder, beat_at, _ in _locks(catalogue)
+        if holder and _is_elsewhere(holder, catalogue) and _lives(holder, beat_at)
+    ]:
+        for mount, holder, beat_at in others:
+            if not _is_of_before(holder, beat_at):
+                raise CatalogueError(
+                    f"{holder} scans mount '{mount}' into the catalogue {catalogue} by another path, and two "
+                    "paths would ruin it; use the same one, or wait for that scan"
+                )
+        time.sleep(0.2)
 
 
 def _locks(catalogue: Path) -> list[tuple[str, Holder | None, float, bool]]:
@@ -181,7 +193,18 @@ def _is_elsewhere(holder: Holder, catalogue: Path) -> bool:
 def _lives(holder: Holder, beat_at: float) -> bool:
     if (holder.boot_id, holder.pid_ns) == (_boot_id(), _pid_ns()):
         return _started(holder.pid) == holder.started
+    if _is_of_before(holder, beat_at) and (holder.host == socket.gethostname() or _uptime_s() > SETTLED_S):
+        return False  # its machine was cut off: this one, before it was booted
     return abs(time.time() - beat_at) < SILENCE_S
+
+
+def _is_of_before(holder: Holder, beat_at: float) -> bool:
+    """Tell whether nothing was heard of a holder since this machine was booted."""
+    return holder.boot_id != _boot_id() and beat_at < time.time() - _uptime_s()
+
+
+def _uptime_s() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _lock(fd: int) -> bool:
