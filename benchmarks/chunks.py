@@ -2,11 +2,16 @@
 
 Touches: a directory of its own, which is removed; the Docker engine, through the program.
 
-    python benchmarks/chunks.py [--rounds N] [--dir DIR]    prints a table, or that there is no engine
+    python benchmarks/chunks.py [--rounds N] [--dir DIR]    prints a table, and puts it into README.md here
+
+Where no engine answers, the tests' own one serves (it builds the images that are missing):
+
+    sh -c 'set -a; eval "$(tests/docker-up)"; .venv/bin/python benchmarks/chunks.py; tests/docker-down'
 
 Trees of 1, 10 and 100 directories with 1,000 files each, scanned once before, so that each directory is a
-chunk, but nothing is known to be unchanged; 8 at a time. A chunk lasts from the order to start its worker
-until its last shard is in the catalogue. Each catalogue is compared with its tree.
+chunk, but nothing is known to be unchanged; 8 at a time. The engines take turns, and medians are told. A
+chunk lasts from the order to start its worker until its last shard is in the catalogue. Each catalogue is
+compared with its tree.
 """
 
 from __future__ import annotations
@@ -27,6 +32,8 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "chunks.json"
+README = HERE / "README.md"
+MARKS = ("<!-- chunks: made by chunks.py -->\n\n", "\n\n<!-- /chunks -->")
 FILES = 1000
 AT_ONCE = 8
 
@@ -66,6 +73,14 @@ def scan(tree: Path, folder: Path, engine: str) -> tuple[float, list[float]]:
     return wall_s, lasted
 
 
+def docker_version() -> str:
+    """Give the version of the Docker engine that answers here; empty where none does."""
+    if not shutil.which("docker"):
+        return ""
+    asked = ["docker", "version", "--format", "{{.Server.Version}}"]
+    return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
+
+
 def table(data: list[dict[str, Any]]) -> str:
     """Write the results as Markdown."""
     lines = [
@@ -87,7 +102,8 @@ def main() -> int:
     parser.add_argument("--dir", type=Path, help="where trees and catalogues are made; not a tmpfs")
     given = parser.parse_args()
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed program is compiled, so is this one
-    if not shutil.which("docker") or subprocess.run(["docker", "version"], capture_output=True).returncode:
+    engine = docker_version()
+    if not engine:
         print("no Docker engine answers here; nothing was measured")
         return 0
     folder = Path(tempfile.mkdtemp(prefix="chunks-", dir=given.dir)).resolve()
@@ -117,7 +133,12 @@ def main() -> int:
         shutil.rmtree(folder, ignore_errors=True)
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(data, indent=1) + "\n")
-    print(table(data))
+    text = table(data)
+    print(text)
+    before, mark, rest = README.read_text().partition(MARKS[0])
+    _, end, after = rest.partition(MARKS[1])
+    said = f"Medians of {given.rounds} rounds on {os.cpu_count()} CPUs, Docker {engine}."
+    README.write_text(f"{before}{mark}{text}\n\n{said}{end}{after}")
     return 0
 
 

@@ -43,6 +43,7 @@ LABEL = "io.github.smart-scanner."
 VERSION_LABEL = "org.opencontainers.image.version"
 ATTEMPT = "/attempt"  # where a worker finds its folder
 CALL_S = 10.0  # inspect, list, logs: milliseconds, but seconds on a NAS that starts ten containers
+LEARN_S = 0.25  # what a start takes; one that takes longer does not hold up the others
 LATE_STARTS = 2  # in a row, while the engine answers otherwise: the share is dead
 SNAPSHOT_S = 0.1  # many workers are asked after at once; one list answers for all
 NEVER = float("-inf")
@@ -109,6 +110,7 @@ class Docker:
         self._manner = _Manner(cpu_quota=bool(self._info.get("CpuCfsQuota", True)))
         self._lock = threading.Lock()
         self._late_starts = 0
+        self._first, self._started_once = threading.Lock(), False
         self._seen: dict[str, str] | None = None
         self._seen_at = NEVER
         self._ended: dict[str, Status] = {}
@@ -145,6 +147,18 @@ class Docker:
         source = self._source(job.share)
         folder = self._source(os.fsencode(job.folder), ours=True)
         groups = self._open_folder(job.folder)
+        # What this engine cannot do is found out by the first start, not by eight at once.
+        first = not self._started_once and self._first.acquire(timeout=LEARN_S)
+        if first and self._started_once:  # it was found out while we waited
+            self._first.release()
+            first = False
+        try:
+            return self._start(job, source, folder, groups)
+        finally:
+            if first:
+                self._first.release()
+
+    def _start(self, job: Job, source: str, folder: str, groups: list[str]) -> str:
         while True:
             manner = self._manner
             try:
@@ -365,7 +379,7 @@ class Docker:
             raise
         with self._lock:  # a list that was made before this one ran would say that it does not
             self._seen_at = NEVER
-        self._late_starts = 0
+        self._late_starts, self._started_once = 0, True
         return worker_id
 
     def _create(self, config: Any, job: Job) -> str:
