@@ -272,10 +272,15 @@ run_in_container() { # the program's arguments
     else
         set -- --network "${SMART_SCAN_NETWORK:-host}" --env DOCKER_HOST "$@"
     fi
-    settings=${SMART_SCAN_CONFIG:-${XDG_CONFIG_HOME:-${HOME:-/root}/.config}/smart-scanner/smart_scan.toml}
-    if [ -f "$settings" ]; then
+    settings=${SMART_SCAN_CONFIG:-}
+    if [ -z "$settings" ] && [ ! -f "$data/smart_scan.toml" ]; then
+        settings=${XDG_CONFIG_HOME:-${HOME:-/root}/.config}/smart-scanner/smart_scan.toml
+        [ -f "$settings" ] || settings=''
+    fi
+    if [ -n "$settings" ]; then
         settings=$(absolute "$settings")
-        set -- --mount "$(bind "$settings"),readonly" --env "SMART_SCAN_CONFIG=$settings" "$@"
+        set -- --env "SMART_SCAN_CONFIG=$settings" "$@"
+        [ ! -f "$settings" ] || set -- --mount "$(bind "$settings"),readonly" "$@"
     fi
     for variable in $(env | sed -n 's/^\(SMART_SCAN_[A-Z_]*\)=.*/\1/p'); do
         case $variable in

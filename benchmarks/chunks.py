@@ -102,8 +102,8 @@ def main() -> int:
     parser.add_argument("--dir", type=Path, help="where trees and catalogues are made; not a tmpfs")
     given = parser.parse_args()
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed program is compiled, so is this one
-    engine = docker_version()
-    if not engine:
+    docker = docker_version()
+    if not docker:
         print("no Docker engine answers here; nothing was measured")
         return 0
     folder = Path(tempfile.mkdtemp(prefix="chunks-", dir=given.dir)).resolve()
@@ -137,7 +137,7 @@ def main() -> int:
     print(text)
     before, mark, rest = README.read_text().partition(MARKS[0])
     _, end, after = rest.partition(MARKS[1])
-    said = f"Medians of {given.rounds} rounds on {os.cpu_count()} CPUs, Docker {engine}."
+    said = f"Medians of {given.rounds} rounds on {os.cpu_count()} CPUs, Docker {docker}."
     README.write_text(f"{before}{mark}{text}\n\n{said}{end}{after}")
     return 0
 

@@ -122,6 +122,13 @@ def test_a_settings_file_goes_along(host: Host) -> None:
         assert (ran.returncode, ran.stderr) == (0, "")
         assert f'type=bind,"source={settings}","target={settings}",readonly' in ran.stdout.splitlines()
         assert f"SMART_SCAN_CONFIG={settings}" in ran.stdout.splitlines()
+    for_all = host.folder / "home/.config/smart-scanner/smart_scan.toml"
+    for_all.parent.mkdir(parents=True)
+    for_all.touch()
+    assert f"SMART_SCAN_CONFIG={for_all}" in host.run("stats").stdout.splitlines()
+    (host.folder / "data").mkdir(exist_ok=True)
+    (host.folder / "data/smart_scan.toml").touch()  # which comes first, and lies where the program looks
+    assert "SMART_SCAN_CONFIG" not in host.run("stats").stdout
 
 
 @pytest.mark.parametrize("command", ["setup", "update", "logs"])
