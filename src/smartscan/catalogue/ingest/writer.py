@@ -23,7 +23,7 @@ from smartscan.codec import codec
 from smartscan.model import DirState, Op, Root, Scope, join, show
 from smartscan.shard import Record, Window
 
-CACHE_DIRS = 50_000  # directories remembered between shards, some 15 MB; others are looked up again
+CACHE_DIRS = 20_000  # directories remembered between shards, some 6 MB; others are looked up again
 SIBLINGS = 1000  # so many directories in one are looked up at once; where there are more, one by one
 _TYPES = {
     0o100000: "f",
