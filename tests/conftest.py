@@ -3,6 +3,7 @@
 import os
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from users import may_mount
 
@@ -12,6 +13,11 @@ NEEDS = {
     "docker": ("SMART_SCAN_NO_DOCKER" not in os.environ, os.environ.get("SMART_SCAN_NO_DOCKER", "")),
     "fuse": (may_mount() and os.access("/dev/fuse", os.R_OK | os.W_OK), "needs root and /dev/fuse"),
 }
+
+
+# A machine that is busy is no finding.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -320,7 +320,8 @@ static int open_path(Walker *w, const char *path, size_t len, int read)
             return -1;
         }
         memcpy(hop, path + at, end - at); hop[end - at] = 0;
-        int next = open_hop(w, fd, hop, read && end == len), e = errno;
+        int outside = !w->use_openat2 && !strcmp(hop, ".."); /* what openat2(2) says of a path that leads out */
+        int next = outside ? -1 : open_hop(w, fd, hop, read && end == len), e = outside ? EXDEV : errno;
         if (fd != w->root_fd) close(fd);
         if (next < 0) { errno = e; return -1; }
         fd = next;

@@ -227,8 +227,8 @@ def request(
         give_up,
         engine,
         image,
-        analyze,
-        moved,
+        analyze=analyze,
+        moved=moved,
     )
 
 

@@ -145,15 +145,20 @@ class Controller:
     def close(self) -> None:
         """Let removals come to their end, but not for ever; what still runs is killed.
 
-        Where this is not the end of the scan, what its attempts have sealed stays for the one that goes on.
+        Where this is not the end of the scan, what its attempts have sealed stays for the one that goes on;
+        what a refused share had to say does not, because it may be another one by then.
         """
         for attempt in self.attempts.values():
-            self._remove(attempt, keep_folder=self.ending is None, wait_s=REMOVE_S, kill=True)
+            self._remove(attempt, keep_folder=self._goes_on, wait_s=REMOVE_S, kill=True)
         self.workers.close()
         if self.ending is not None:
             self.workers.hear()
             self._persist(lambda: ledger.note_exits(self.conn, self.workers.exits))
         self.watch.close()
+
+    @property
+    def _goes_on(self) -> bool:
+        return self.ending is None and self.error is None
 
     def tell(self, event: sup.Event) -> None:
         """Tell the supervisor what happened, and do what it says; what belongs together commits together."""
@@ -384,7 +389,7 @@ class Controller:
     def _started(self, attempt: Attempt, worker_id: str) -> None:
         attempt.worker_id, attempt.asked_at = worker_id, time.monotonic()
         if self.attempts.get(attempt.chunk.id) is not attempt:  # so late that another attempt was made
-            self._remove(attempt, keep_folder=self.ending is None, wait_s=REMOVE_S, kill=True)
+            self._remove(attempt, keep_folder=self._goes_on, wait_s=REMOVE_S, kill=True)
             return
         self._persist(lambda: ledger.set_worker(self.conn, attempt.chunk.id, attempt.number, worker_id))
         self.tell(sup.Started(attempt.chunk.id, attempt.number))

@@ -44,8 +44,8 @@ class Request:
     engine: str = "auto"
     image: str = config.WORKER_IMAGE
     analyze: bool = False
-    sizes_only: bool = False  # a survey: the totals of directories, in a catalogue that is thrown away
     moved: bool = False  # the share lies on another file system than before, and that is right
+    sizes_only: bool = False  # a survey: the totals of directories, in a catalogue that is thrown away
     say: Callable[[str], None] = lambda _text: None  # a sentence for the user
     glance: Callable[[Glance], None] = lambda _glance: None  # called a few times a second
 

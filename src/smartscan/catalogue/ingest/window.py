@@ -114,8 +114,9 @@ class Intake:
         """Take a directory that was listed in one piece and of which nothing is known, which nearly all are
         in a first scan; what `_make`, `_entries` and `_decide` do for all others. False where it is not such.
         """
-        _, _, path, flags, state, _, _, n, _, digest, dev, own_blocks, files, size, blocks, *_ = r
-        if flags != LAST or state != _LISTED:
+        (_, _, path, flags, state, err, _, n, _, digest, dev, own_blocks,
+         files, size, blocks, _, _, dirs, _, text, _) = r  # fmt: skip
+        if flags != LAST or state != _LISTED or err or text:
             return False
         above_path, _, name = path.rpartition(b"/")
         above = self.ingest.cache.get(above_path)
@@ -124,7 +125,7 @@ class Intake:
         i, c, id_ = self.ingest, self.counts, self.next_id
         digest, dev, own_blocks = signed(digest), signed(dev), signed(own_blocks)
         d = i.cache[path] = Dir(id_, path, above, "listed", i.scan_id, digest, dev, own_blocks, True, True)
-        decided = ("listed", None, i.scan_id, dev, digest, n, r.subdirs, own_blocks)
+        decided = ("listed", None, i.scan_id, dev, digest, n, dirs, own_blocks)
         self.rows[id_] = (id_, i.mount_id, above.id, name, *decided)
         self.next_id += 1
         disk = (blocks + own_blocks) * 512
