@@ -15,7 +15,7 @@ from random import Random
 import pytest
 
 from changes import change
-from command import command_of, ended_at_last, run, scan, scan_words, start, until
+from command import COMMAND, command_of, ended_at_last, run, scan, scan_words, start, until
 from trees import Fifo, File, Hard, Link, OddTree, Tree, build, chain, churning, find_listing, odd_tree
 from truth import check_consistent, check_same_tree, device, differences, du, expected, holdings
 from users import NOBODY, may_mount
@@ -478,6 +478,18 @@ def test_another_file_system_at_its_place_is_refused_until_it_moved_for_good(tmp
     assert "is the share mounted?" in refused.stderr
     assert differences(before, holdings(db, "Media")) == []
     scan(share, db, "--moved")
+    held = holdings(db, "Media")
+    check_consistent(held)
+    check_same_tree(held, find_listing(share))
+
+
+@pytest.mark.skipif(not shutil.which("strace"), reason="needs strace")
+@pytest.mark.parametrize("error", ["ENOSYS", "EPERM"])
+def test_where_openat2_is_not_known_or_not_allowed_it_is_the_same(share, db, error):
+    (share / "out").symlink_to("/usr")
+    chain(share, b"top", [b"x" * 200] * 25)  # longer than one call takes
+    refused = ("strace", "-f", "-o", os.devnull, "-e", "trace=openat2", "-e", f"inject=openat2:error={error}")
+    run(*scan_words(share, db, *ENTRIES), command=(*refused, *COMMAND))
     held = holdings(db, "Media")
     check_consistent(held)
     check_same_tree(held, find_listing(share))
