@@ -136,6 +136,13 @@ def test_the_catalogue_on_the_host_is_what_find_says(home: Home) -> None:
     home.assert_nothing_is_left()
 
 
+def test_a_share_that_the_worker_has_one_of_its_own_of(home: Home) -> None:
+    scanned = home.run("scan", "/etc", "System")
+    assert scanned.returncode == 0, scanned.stderr
+    assert (b"/etc/passwd", Path("/etc/passwd").stat().st_size) in home.query("SELECT path, size FROM files")
+    home.assert_nothing_is_left()
+
+
 def test_relative_paths_mean_what_they_mean_here(home: Home) -> None:
     build(home.share, TREE)
     scanned = home.run("scan", home.share.name, "Media", cwd=home.share.parent)

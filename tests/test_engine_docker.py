@@ -116,6 +116,16 @@ def test_an_ordinary_users_folder_can_be_written_and_removed_by_that_user(rig: R
     assert job.folder.stat().st_uid == 1234  # so that this user may remove what is in it
 
 
+@pytest.mark.parametrize("share", ["/usr", "/opt", "/"])
+def test_a_share_does_not_cover_what_its_worker_lives_on(rig: Rig, share: str) -> None:
+    program = "import os, smartscan; print(sorted(os.listdir(os.environ['SMART_SCAN_SHARE'])))"
+    engine = rig.engine(program)
+    worker_id = engine.start(rig.job(share=Path(share)))
+    status = until(lambda: engine.status(worker_id), lambda status: status.state == "exited")
+    assert status.log_tail == f"{sorted(os.listdir(share))}\n"
+    assert rig.inspect(engine, worker_id)["HostConfig"]["Init"]  # which lies in /sbin
+
+
 def test_a_share_that_is_missing_is_said_and_not_made(rig: Rig) -> None:
     engine = rig.engine(SLEEP)
     with pytest.raises(MountError, match=r"no directory .*/nowhere"):

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from typing import Any
 
+SHARE_VARIABLE = "SMART_SCAN_SHARE"  # in a worker's environment: where the share is, if not at its own path
+
 
 class Scope(StrEnum):
     """How much of a root belongs to the chunk."""

@@ -37,11 +37,14 @@ from smartscan.engine import (
     sockets,
 )
 from smartscan.errors import EngineError, EngineLost, MountError, MountSilent
-from smartscan.model import Resources, show
+from smartscan.model import SHARE_VARIABLE, Resources, show
 
 LABEL = "io.github.smart-scanner."
 VERSION_LABEL = "org.opencontainers.image.version"
 ATTEMPT = "/attempt"  # where a worker finds its folder
+# A share has its own path in a worker too, but for one that would cover what the worker itself lives on.
+SHARE = "/share"
+SYSTEM = re.compile("/(attempt|bin|boot|dev|etc|lib|lib32|lib64|libx32|opt|proc|root|run|sbin|sys|usr)?(/|$)")
 CALL_S = 10.0  # inspect, list, logs: milliseconds, but seconds on a NAS that starts ten containers
 LEARN_S = 0.25  # what a start takes; one that takes longer does not hold up the others
 LATE_STARTS = 2  # in a row, while the engine answers otherwise: the share is dead
@@ -330,7 +333,8 @@ class Docker:
 
     def _run(self, job: Job, source: str, folder: str, groups: list[str], manner: _Manner) -> str:
         api = self._slow
-        share = Mount(os.fsdecode(job.share), source, "bind", read_only=True, propagation=manner.propagation)
+        inside = _inside(job.share)
+        share = Mount(inside, source, "bind", read_only=True, propagation=manner.propagation)
         memory = job.resources.memory_bytes if self._info.get("MemoryLimit") else None
         options = ["no-new-privileges"]
         if "name=selinux" in self._security:  # relabelling somebody's whole share is out of the question
@@ -340,7 +344,7 @@ class Docker:
             None,
             entrypoint=self._command,
             user="0:0",
-            environment={"PYTHONDONTWRITEBYTECODE": "1"},
+            environment={"PYTHONDONTWRITEBYTECODE": "1", SHARE_VARIABLE: inside},
             working_dir="/",
             network_disabled=True,
             labels={
@@ -431,6 +435,12 @@ class Docker:
         if alive is None:
             return not container or container in running
         return alive
+
+
+def _inside(share: bytes) -> str:
+    """Give the path that a share has in a worker."""
+    path = os.fsdecode(os.path.normpath(share))
+    return SHARE if SYSTEM.match(path) else path
 
 
 def _lives(state: str) -> bool:

@@ -15,12 +15,13 @@ import signal
 import sys
 import time
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from smartscan import mounts
 from smartscan.errors import ShardError
-from smartscan.model import Op, Outcome, Root, b64, join, show, unb64
+from smartscan.model import SHARE_VARIABLE, Op, Outcome, Root, b64, join, show, unb64
 from smartscan.shard import leftover_files, salvage, write_json
 from smartscan.walk import SLOT_BYTES, Slot
 from smartscan.worker.orders import Orders
@@ -340,6 +341,8 @@ def main(argv: list[str]) -> int:
     except ShardError as e:
         _say(e)
         return 2
+    if place := os.environb.get(SHARE_VARIABLE.encode()):
+        orders = replace(orders, share=place)
     gc.set_threshold(200_000, 20, 20)  # jobs come and go by the thousand, none of them in a cycle
     guard = Guard(folder, orders)
 
