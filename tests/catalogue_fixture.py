@@ -175,7 +175,7 @@ VIDEOS: Tree = {
         b"Extras": {b"making of.mp4": File(3 * 10**9, age_days=100)},
     },
     b"Series": {b"one": {b"two": {b"deep.mkv": File(9 * 10**9, age_days=1)}}},
-    b".snapshots": Unread("excluded", "snapshots (snapper, btrfs)"),
+    b".snapshots": Unread("excluded", ".snapshots"),
     b"locked\nroom": Unread("denied", "Permission denied"),
     b"stuck": Unread("timed out", "timed out", {b"old.mkv": File(5 * 10**9, age_days=800, uid=4242)}),
     b"readme": File(0),

@@ -5,6 +5,7 @@ Touches: the catalogue, through the connection it is given; the user database, f
 
 from __future__ import annotations
 
+import os
 import pwd
 import sqlite3
 import time
@@ -12,10 +13,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from smartscan import units
+from smartscan import config, units
 from smartscan.catalogue import read, runs
 from smartscan.catalogue.rows import Directory, LargeFile, Mount, Scan, Tally, Totals
-from smartscan.model import DirState, ScanState
+from smartscan.model import DirState, ScanState, show
 from smartscan.report import scan as scans
 from smartscan.report import words
 from smartscan.report.kinds import kind
@@ -274,9 +275,15 @@ def _missing(share: Share, commands: words.Commands) -> list[Line | Table]:
     if share.missing:
         blocks += [Line(), scans.unread_table(share.missing, certified.certificate, commands)]
     if share.left_out:
-        rows = [[reason or state, units.count(n)] for state, reason, n in share.left_out]
+        rows = [[_rule(reason or state), units.count(n)] for state, reason, n in share.left_out]
         blocks += [Line(), Table("Left out", ("Rule", ">Directories"), rows)]
     return blocks
+
+
+def _rule(rule: str) -> str:
+    """Say by which rule directories were left out, and whose directories of that name are."""
+    name = os.fsencode(rule)
+    return f"{show(name)}: {config.SYSTEM_DIRS[name]}" if name in config.SYSTEM_DIRS else show(name)
 
 
 def _share_json(share: Share) -> dict[str, Any]:
