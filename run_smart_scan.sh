@@ -479,7 +479,7 @@ main() {
         if build_images; then run_in_container "$@"; fi
         [ "$how" != docker ] || fail $EXIT_NO_ENGINE "$why_not."
     fi
-    [ "$command" != scan ] || say "$why_not: workers are local processes"
+    [ "$command" != scan ] || [ "$check" = no ] || say "$why_not: workers are local processes"
     run_locally "$@"
 }
 
