@@ -50,7 +50,8 @@ soak: setup
 	@trap 'exit 130' INT TERM; end=$$(($$(date +%s) + $(HOURS) * 3600)); \
 	while [ $$(date +%s) -lt $$end ]; do \
 		SMART_SCAN_SEED=$$(date +%s); export SMART_SCAN_SEED; echo "SMART_SCAN_SEED=$$SMART_SCAN_SEED"; \
-		SMART_SCAN_SCANS=50 SMART_SCAN_HISTORIES=20000 $(PYTHON) -m pytest -q -m 'slow or fuse or root' $(ARGS) || exit; \
+		SMART_SCAN_HISTORIES=100000 $(PYTHON) -m pytest -q tests/test_supervisor.py || exit; \
+		SMART_SCAN_SCANS=50 $(PYTHON) -m pytest -q -m 'slow or fuse or root' $(ARGS) || exit; \
 	done
 
 clean:
