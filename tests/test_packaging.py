@@ -96,6 +96,13 @@ def test_the_unraid_template_has_what_the_catalogue_of_applications_wants() -> N
         assert not str(target).startswith("SMART_SCAN_") or target in settings
 
 
+def test_there_is_one_address_of_the_project() -> None:
+    files = ("smart-scanner.xml", "ca_profile.xml")
+    pattern = r"https://(?:raw\.githubusercontent|github)\.com/([^/<]+/[^/<]+)"
+    found = [name for file in files for name in re.findall(pattern, text(f"packaging/unraid/{file}"))]
+    assert len(set(found)) == 1
+
+
 def test_the_unraid_profile_is_not_empty() -> None:
     profile = ElementTree.parse(ROOT / "packaging/unraid/ca_profile.xml").getroot()
     assert profile.tag == "CommunityApplications"
