@@ -83,6 +83,7 @@ class Machine:
 @pytest.mark.row(12)
 @pytest.mark.root
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_power_cut_in_the_middle_loses_nothing_acknowledged(line, figure):
     kernel = shutil.which("linux")
     if not kernel or b"User Mode Linux" not in Path(kernel).read_bytes():
