@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 import inline
 from changes import change
 from inline import Fate, Inline, random_fates
+from smartscan import shard
 from smartscan.catalogue import ledger
 from smartscan.catalogue import open as opening
 from smartscan.catalogue.bulk import Bulk, open_bulk
@@ -227,6 +228,18 @@ def _walk(here: Home, wanted: Limits) -> list[tuple[int, Path]]:
         shards += [(number, path) for path in sorted(folder.glob("*.shard"))]
         todo += inline.left_of(folder)
     return shards
+
+
+def test_a_directory_far_below_all_that_is_known_gets_everything_above_it(home):
+    here = home({})
+    part = shard.Part(here.folder, 1)
+    part.write(shard.record(shard.KIND_DIR, b"/".join([b"d"] * 5000), state=shard.LISTED))
+    part.seal()
+    request = here.request(Limits())
+    _ingest(request, [(1, part.path.with_suffix(".shard"))])
+    with closing(_bulk(request).conn) as conn:
+        states = conn.execute("SELECT state, count(*) FROM dir GROUP BY state ORDER BY state").fetchall()
+    assert states == [("found", 5000), ("listed", 1)]
 
 
 def _ingest(request: Request, shards: list[tuple[int, Path]]) -> None:

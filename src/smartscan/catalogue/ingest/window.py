@@ -142,15 +142,22 @@ class Intake:
 
     def _make(self, path: bytes) -> Dir:
         """Give a new directory its row, and its ancestors where they are missing."""
-        above, name = None, b""
-        if path:
-            above_path, _, name = path.rpartition(b"/")
-            above = self.ingest.find(above_path) or self._make(above_path)
-        id_ = self.next_id
-        made = self.ingest.cache[path] = Dir(id_, path, above, DirState.FOUND, below_known=True)
-        self.rows[id_] = (id_, self.ingest.mount_id, above and above.id, name, *_FOUND)
-        self.next_id += 1
-        return made
+        i, above = self.ingest, None
+        unknown = [path]
+        while unknown[-1] and (up := unknown[-1].rpartition(b"/")[0]) not in i.cache:
+            unknown.append(up)
+        if unknown[-1]:
+            above = i.cache[unknown[-1].rpartition(b"/")[0]]
+        for path in reversed(unknown):
+            d = i.find(path)
+            if d is None:
+                id_, name = self.next_id, path.rpartition(b"/")[2]
+                self.rows[id_] = (id_, i.mount_id, above and above.id, name, *_FOUND)
+                d = i.cache[path] = Dir(id_, path, above, DirState.FOUND, below_known=True)
+                self.next_id += 1
+            above = d
+        assert above is not None
+        return above
 
     def _entries(self, r: Record, d: Dir) -> None:
         """Sort out what becomes of the entries of a record."""
