@@ -87,12 +87,12 @@ def test_a_disk_that_fills_up_pauses_the_scan(line, figure):
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_a_scan_that_waits_for_room_can_be_stopped_and_keeps_what_is_sealed(line, stop):
     line.build(TREE)
-    with small_disk(120) as disk, fault_mount(line.real, rules=[latency(6)], **NO_CACHE) as share:
+    with small_disk(120) as disk, fault_mount(line.real, rules=[latency(20)], **NO_CACHE) as share:
         line.data = disk / "data"
         line.data.mkdir()
         line.db = line.data / "x.db"
         scanning, said = talkative(line, share.path, "--max-containers", 2)
-        until(lambda: share.asked("opendir"), lambda n: n > 20)
+        until(lambda: list(line.data.rglob("*.shard")), len)
         line.db.with_suffix(".reserve").unlink()  # so that not even the stop can be written down
         filler = fill(disk)
         said.when("Waiting: ", 30)

@@ -118,14 +118,15 @@ def test_a_container_that_cannot_be_killed_delays_nobody(boxes, figure):
 @pytest.mark.root
 @pytest.mark.fuse
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["stopped", "killed"])
-def test_an_engine_that_goes_away_and_comes_back(line, figure, short, number):
+@pytest.mark.parametrize(
+    ("number", "away_s"), [(signal.SIGTERM, 25), (signal.SIGKILL, 6)], ids=["stopped", "killed"]
+)
+def test_an_engine_that_goes_away_and_comes_back(line, figure, short, number, away_s):
     engine_url()
     if not shutil.which("dockerd"):
         pytest.skip("there is no dockerd here to restart")
     line.build(TREE)
     line.engine = "docker"
-    away_s = 6
     with private_engine(short, False) as daemon:
         line.environment["DOCKER_HOST"] = daemon.url
         with fault_mount(line.real, rules=[latency(25)], **NO_CACHE) as share:

@@ -133,7 +133,7 @@ def test_workers_killed_at_random_cost_nothing(line, figure):
     scans, each_scan = 4, 10 if SAMPLE > 100 else 2
     kills = exact = retried = 0
     words = ("--chunk-entries", 120, "--max-containers", 2, "--threads", 2)
-    with fault_mount(line.real, rules=[latency(20)], **NO_CACHE) as share:
+    with fault_mount(line.real, rules=[latency(20 if SAMPLE > 100 else 6)], **NO_CACHE) as share:
         want = find_listing(line.real).keys() - {b""}
         for n in range(scans):
             again = Line(line.folder / f"scan-{n}")

@@ -35,7 +35,7 @@ from smartscan.run import collect
 from smartscan.run.chunks import ChunkMaker
 from smartscan.run.collect import Result, Stuck
 from smartscan.run.patience import ROOM_S, Homeless, Watch
-from smartscan.run.request import Glance, Request
+from smartscan.run.request import Glance, Request, namespace
 from smartscan.run.story import words_of
 from smartscan.run.workers import REMOVE_S, Attempt, Workers, furnish
 from smartscan.shard import leftover_files
@@ -77,7 +77,7 @@ class Controller:
         self.settings = settings
         self.attempts: dict[int, Attempt] = {}
         self.chunks: dict[int, Chunk] = {}
-        self.workers = Workers(engine, at_a_time=request.max_containers)
+        self.workers = Workers(engine, namespace(request.db), at_a_time=request.max_containers)
         self.watch = Watch(request.say, request.db.parent, request.limits.stall_s)
         self.homeless = Homeless(request.db, request.work)
         self.maker = ChunkMaker(ingest, at_a_time=request.max_containers, event=self.event)

@@ -19,6 +19,7 @@ from smartscan.model import Chunk, Progress
 from smartscan.worker.orders import Orders
 
 REMOVE_S = 10.0  # how long an ended worker may take to be gone
+AWAY_S = 600.0  # and how much longer where its engine is away meanwhile
 
 
 @dataclass(slots=True)
@@ -51,8 +52,8 @@ def furnish(folder: Path, orders: Orders, known: bytes) -> None:
 class Workers:
     """The engine, asked on pool threads. What it answers is acted on by whoever calls `hear`."""
 
-    def __init__(self, engine: Engine, *, at_a_time: int) -> None:
-        self.engine = engine
+    def __init__(self, engine: Engine, namespace: str, *, at_a_time: int) -> None:
+        self.engine, self.namespace = engine, namespace
         self._pool = ThreadPoolExecutor(max_workers=4 * at_a_time + 4, thread_name_prefix="engine")
         self.exits: list[tuple[int, int, int]] = []  # exit status, chunk, attempt; for whoever notes them
         self._answers: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -118,12 +119,18 @@ class Workers:
             left = not worker_id
             if kill and not left:
                 self.engine.kill(worker_id)
-            while not left and time.monotonic() < until:
+            last = until + AWAY_S
+            while not left:
                 if status.state != "exited":
                     status = self.engine.status(worker_id)
                 left = status.state in ("exited", "gone") and self.engine.remove(worker_id)
+                now = time.monotonic()
+                if not left and now >= until:
+                    if now >= last or not self._is_away():
+                        break
+                    until = now + wait_s
                 if not left:
-                    if time.monotonic() > until - wait_s + 2.0:
+                    if now > until - wait_s + 2.0:
                         self.engine.kill(worker_id)
                     time.sleep(0.05)
             if left and not keep_folder:
@@ -134,6 +141,13 @@ class Workers:
             return lambda: None if left else stays(attempt)
 
         self._ask(call)
+
+    def _is_away(self) -> bool:
+        try:
+            self.engine.find(self.namespace)
+        except EngineError:
+            return True
+        return False
 
     def close(self) -> None:
         """Let calls come to their end, but not for ever."""
