@@ -5,7 +5,7 @@ Touches: the directory given by --dir (trees, catalogues), a FUSE mount in it, b
     python benchmarks/bench.py                     everything; half an hour, 12 GB of memory as cache
     python benchmarks/bench.py --quick             trees of a hundredth; only tells that everything works
     python benchmarks/bench.py --only tree,latency some groups, merged into the results of the others
-    python benchmarks/bench.py --report            write the table of README.md anew from the results
+    python benchmarks/bench.py --report            write the tables of both README.md anew from the results
 
 Runs of one group are interleaved (A B C A B C ...), with a warm cache, and a value is the median of its runs.
 Every scan is checked against its tree: the number of entries and the disk bytes each time, every entry by
@@ -34,7 +34,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "latest.json"
-README = HERE / "README.md"
+READMES = (HERE / "README.md", HERE.parent / "README.md")
 TABLE = ("<!-- table: made by bench.py --report -->", "<!-- /table -->")
 FIND_FORMAT = "%p %s %b %T@ %C@ %i %n %m %U %G\\n"
 TIMEOUT_S = 3600
@@ -496,11 +496,12 @@ def table(data: dict[str, Any]) -> str:
 
 
 def report(data: dict[str, Any]) -> None:
-    """Put the table into the README, between its marks."""
-    text = README.read_text()
-    before, _, rest = text.partition(TABLE[0])
-    after = rest.partition(TABLE[1])[2]
-    README.write_text(f"{before}{TABLE[0]}\n\n{table(data)}\n\n{TABLE[1]}{after}")
+    """Put the table into both README.md, between its marks."""
+    for page in READMES:
+        text = page.read_text()
+        before, _, rest = text.partition(TABLE[0])
+        after = rest.partition(TABLE[1])[2]
+        page.write_text(f"{before}{TABLE[0]}\n\n{table(data)}\n\n{TABLE[1]}{after}")
 
 
 # ---- the program -----------------------------------------------------------------------------------------
