@@ -153,7 +153,7 @@ find_engine() { # sets engine (docker or podman), or why_not
             : "${why_not:="$engine has no socket to listen on (systemctl enable --now podman.socket)"}"
         else
             [ $? != 124 ] || echo "it does not answer within $ANSWER_S seconds" >"$reason"
-            : "${why_not:="$engine cannot be used: $(sed '/^$/d; s/[.?]*$//' "$reason" | tail -n 1)"}"
+            : "${why_not:="$engine cannot be used: $(sed '/^$/d; s/ Is the docker daemon running?//; s/[.?]*$//' "$reason" | tail -n 1)"}"
             rm -f "$reason"
         fi
     done
@@ -386,7 +386,8 @@ build_venv() { # any argument: build although it is current; sets venv
         return 0
     fi
     find_python || fail $EXIT_NO_ENGINE "$why_not, and no Python 3.11 or newer either; install one of the two."
-    say "$why_not: making a virtual environment in $venv; this takes half a minute, once"
+    [ -n "${why_told:-}" ] || say "$why_not"
+    say "making a virtual environment in $venv; this takes half a minute, once"
     mkdir -p "$(dirname "$venv")"
     making=$(mktemp -d "$venv.XXXXXX")
     report=$(mktemp)
@@ -479,7 +480,10 @@ main() {
         if build_images; then run_in_container "$@"; fi
         [ "$how" != docker ] || fail $EXIT_NO_ENGINE "$why_not."
     fi
-    [ "$command" != scan ] || [ "$check" = no ] || say "$why_not: workers are local processes"
+    if [ "$command" = scan ] && [ "$check" != no ]; then
+        say "$why_not: workers are local processes"
+        why_told=yes
+    fi
     run_locally "$@"
 }
 

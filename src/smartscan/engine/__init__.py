@@ -125,7 +125,7 @@ def choose(
     from smartscan.engine import local
 
     if name == "local":
-        return local.Local(namespace, command=command), "Workers are local processes, as asked for."
+        return local.Local(namespace, command=command), "Workers are local processes."
     if name not in ("auto", "docker"):
         raise UsageError(f"There is no engine called {name!r}; use auto, docker or local.")
 
