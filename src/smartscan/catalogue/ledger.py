@@ -153,9 +153,13 @@ def give_up(conn: sqlite3.Connection, scan_id: int, at: float) -> None:
 def forget_scan(conn: sqlite3.Connection, scan_id: int, mount_id: int) -> None:
     """Remove a scan that never saw anything, and its mount where that was its first."""
     conn.execute("DELETE FROM event WHERE scan_id = ?", (scan_id,))
-    chunks = "(SELECT id FROM chunk WHERE scan_id = ?)"
-    for table in ("root", "attempt", "reading", "shard"):
-        conn.execute(f"DELETE FROM {table} WHERE chunk_id IN {chunks}", (scan_id,))
+    for statement in (
+        "DELETE FROM root WHERE chunk_id IN (SELECT id FROM chunk WHERE scan_id = ?)",
+        "DELETE FROM attempt WHERE chunk_id IN (SELECT id FROM chunk WHERE scan_id = ?)",
+        "DELETE FROM reading WHERE chunk_id IN (SELECT id FROM chunk WHERE scan_id = ?)",
+        "DELETE FROM shard WHERE chunk_id IN (SELECT id FROM chunk WHERE scan_id = ?)",
+    ):
+        conn.execute(statement, (scan_id,))
     conn.execute("DELETE FROM chunk WHERE scan_id = ?", (scan_id,))
     conn.execute("DELETE FROM problem WHERE mount_id = ? AND scan_id = ?", (mount_id, scan_id))
     conn.execute("DELETE FROM scan WHERE id = ?", (scan_id,))

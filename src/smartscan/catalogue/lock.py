@@ -94,27 +94,27 @@ class MountLock:
     def __enter__(self) -> Self:
         directory.prepare(self.catalogue, create=True)
         file = _folder(self.catalogue) / f"{self.mount}.lock"
-        try:
-            file.parent.mkdir(exist_ok=True)
-            self._fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            if not _lock(self._fd):
-                holder = Holder.from_json(_content(self._fd)) or "another process"
-                raise CatalogueBusy(
-                    f"mount '{self.mount}' is being scanned by {holder}; wait for it or stop it"
-                )
-            refuse_other_path(self.catalogue)
-            self._holder = _myself(self.catalogue)
-            text = self._holder.to_json().encode()
-            os.pwrite(self._fd, text, 0)  # over the old text, so that no new block is needed on a full disk
-            os.ftruncate(self._fd, len(text))
-            refuse_other_path(self.catalogue)  # again: two that start at once see each other now
-        except OSError as error:
-            self._release()
-            raise directory.explained(error, self.catalogue.parent) from error
-        except BaseException:
-            self._release()
-            raise
+        with contextlib.ExitStack() as undone:
+            undone.callback(self._release)
+            try:
+                self._take(file)
+            except OSError as error:
+                raise directory.explained(error, self.catalogue.parent) from error
+            undone.pop_all()
         return self
+
+    def _take(self, file: Path) -> None:
+        file.parent.mkdir(exist_ok=True)
+        self._fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        if not _lock(self._fd):
+            holder = Holder.from_json(_content(self._fd)) or "another process"
+            raise CatalogueBusy(f"mount '{self.mount}' is being scanned by {holder}; wait for it or stop it")
+        refuse_other_path(self.catalogue)
+        self._holder = _myself(self.catalogue)
+        text = self._holder.to_json().encode()
+        os.pwrite(self._fd, text, 0)  # over the old text, so that no new block is needed on a full disk
+        os.ftruncate(self._fd, len(text))
+        refuse_other_path(self.catalogue)  # again: two that start at once see each other now
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -11,7 +11,7 @@ import shutil
 import sqlite3
 import tempfile
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -52,23 +52,22 @@ def open_catalogue(path: Path, *, create: bool, storage: Storage | None = None) 
         raise CatalogueError(f"there is no catalogue {path} yet; the first scan makes it")
     directory.make_room(path)
     storage = storage or examine(path)
-    with sqlite_errors(path):
+    with sqlite_errors(path), ExitStack() as undone:
         if storage.journal != "wal":
             _leave_wal(path)
         conn = _connect(path)
-        try:
-            if not conn.execute("PRAGMA page_count").fetchone()[0]:
-                _create(conn)
-            _check_version(conn, path)
-            (journal,) = conn.execute(f"PRAGMA journal_mode = {storage.journal}").fetchone()
-            # In a power cut NORMAL loses the last transactions of a log, and FULL the last one of a rollback
-            # journal.
-            conn.execute(f"PRAGMA synchronous = {'FULL' if journal == 'wal' else 'EXTRA'}")
-            conn.execute(f"PRAGMA journal_size_limit = {JOURNAL_BYTES}")
-            _upgrade(conn, path)
-        except BaseException:
-            conn.close()
-            raise
+        undone.callback(conn.close)
+        if not conn.execute("PRAGMA page_count").fetchone()[0]:
+            _create(conn)
+        _check_version(conn, path)
+        wal = storage.journal == "wal"
+        mode = "PRAGMA journal_mode = WAL" if wal else "PRAGMA journal_mode = DELETE"
+        (journal,) = conn.execute(mode).fetchone()
+        # In a power cut NORMAL loses the last transactions of a log, FULL the last one of a rollback journal.
+        conn.execute("PRAGMA synchronous = FULL" if journal == "wal" else "PRAGMA synchronous = EXTRA")
+        conn.execute(f"PRAGMA journal_size_limit = {JOURNAL_BYTES}")
+        _upgrade(conn, path)
+        undone.pop_all()
     directory.keep_reserve(path)
     return conn
 
@@ -86,11 +85,10 @@ def transaction(conn: sqlite3.Connection) -> Iterator[None]:
         try:
             yield
             conn.execute("COMMIT")
-        except BaseException:
+        finally:
             if conn.in_transaction:
                 with suppress(sqlite3.Error):  # the one that brought us here says more
                     conn.execute("ROLLBACK")
-            raise
 
 
 @contextmanager

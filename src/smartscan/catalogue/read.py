@@ -11,7 +11,7 @@ import heapq
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -72,18 +72,16 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def _look(path: Path, uri: str) -> sqlite3.Connection:
-    db = sqlite3.connect(uri, uri=True, timeout=WAIT_S, isolation_level=None)
-    try:
+    with ExitStack() as undone:
+        db = sqlite3.connect(uri, uri=True, timeout=WAIT_S, isolation_level=None)
+        undone.callback(db.close)
         db.text_factory = _text
         db.execute("BEGIN")
         (application_id,) = db.execute("PRAGMA application_id").fetchone()
         (version,) = db.execute("PRAGMA user_version").fetchone()
-    except BaseException:
-        db.close()
-        raise
-    if application_id == APPLICATION_ID and version == VERSION:
-        return db
-    db.close()
+        if application_id == APPLICATION_ID and version == VERSION:
+            undone.pop_all()
+            return db
     if application_id != APPLICATION_ID:
         raise CatalogueError(f"{path} is not a catalogue of Smart Scanner; choose another with --db")
     remedy = "use a newer Smart Scanner" if version > VERSION else "the next scan brings it up to date"
@@ -134,9 +132,7 @@ def totals(db: sqlite3.Connection, mount: Mount) -> Totals:
     ).fetchone()
     entries, all_bytes, all_disk = root or (0, 0, 0)
     # The tally is kept from shard to shard; it is ahead of the tree's totals while a scan runs.
-    return Totals(
-        files, max(entries, files), max(unsigned(all_bytes), size), max(unsigned(all_disk), disk)
-    )
+    return Totals(files, max(entries, files), max(unsigned(all_bytes), size), max(unsigned(all_disk), disk))
 
 
 def tally(db: sqlite3.Connection, among: Iterable[Mount], dimension: str) -> list[Tally]:

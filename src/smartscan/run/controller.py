@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from errno import EIO, ETIMEDOUT
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from smartscan import supervisor as sup
 from smartscan.catalogue import directory, ledger
@@ -20,21 +20,12 @@ from smartscan.catalogue.ingest import Ingest
 from smartscan.catalogue.lock import MountLock
 from smartscan.catalogue.open import transaction
 from smartscan.engine import Engine, Job, Status
-from smartscan.errors import (
-    CatalogueBusy,
-    CatalogueFull,
-    EngineError,
-    EngineLost,
-    Interrupted,
-    MountError,
-    MountSilent,
-    ShardError,
-)
+from smartscan.errors import EngineError, EngineLost, MountError, MountSilent, ShardError
 from smartscan.model import Chunk, ChunkState, DirState, Op, Outcome, Root, WalkError, show
 from smartscan.run import collect
 from smartscan.run.chunks import ChunkMaker
 from smartscan.run.collect import Result, Stuck
-from smartscan.run.patience import ROOM_S, Homeless, Watch
+from smartscan.run.patience import Homeless, PatientWriter, Watch
 from smartscan.run.request import Glance, Request, namespace
 from smartscan.run.story import words_of
 from smartscan.run.workers import REMOVE_S, Attempt, Workers, furnish
@@ -42,7 +33,6 @@ from smartscan.shard import leftover_files
 from smartscan.worker.orders import Orders
 
 log = logging.getLogger("smartscan.run")
-T = TypeVar("T")
 
 LOOK_S = 0.02  # between looks at the folders: local disk, some microseconds each
 STATUS_S = 0.5  # between questions to the engine whether a worker lives
@@ -80,6 +70,9 @@ class Controller:
         self.workers = Workers(engine, namespace(request.db), at_a_time=request.max_containers)
         self.watch = Watch(request.say, request.db.parent, request.limits.stall_s)
         self.homeless = Homeless(request.db, request.work)
+        self.writer = PatientWriter(
+            request.db, request.say, waits=self._waits, meanwhile=self._meanwhile, again=self._goes_on_writing
+        )
         self.maker = ChunkMaker(ingest, at_a_time=request.max_containers, event=self.event)
         self.stuck: set[bytes] = set()  # b"" among them: the mount itself does not answer
         self.fs: dict[str, int] | None = None
@@ -187,38 +180,23 @@ class Controller:
             with transaction(self.conn):
                 write()
 
-        self.patiently(commit)
+        self.writer.patiently(commit)
 
-    def patiently(self, action: Callable[[], T]) -> T:
-        """Do something with the catalogue, however long it takes: a full disk pauses and costs no attempt."""
-        told = False
-        while True:
-            try:
-                done = action()
-                break
-            except (CatalogueFull, CatalogueBusy) as e:
-                if not told:
-                    told = True
-                    self.paused = str(e)
-                    self.request.say(f"Waiting: {str(e).partition(';')[0]}; the scan goes on when that ends.")
-                    self.supervisor.handle(sup.Paused(str(e)), time.monotonic())
-                self.ingest.forget()
-                self.lock.beat()
-                self.watch.alive()
-                if self.stops:  # that cannot be written down either: it ends as if killed
-                    raise Interrupted(
-                        f"stopped while it waited ({str(e).partition(';')[0]}); "
-                        "what workers handed in is kept, and the same command goes on"
-                    ) from e
-                time.sleep(ROOM_S)
-                directory.release_reserve(self.request.db)
-        if told:
-            self.paused = None
-            self.request.say("Going on: the catalogue can be written again.")
-            directory.keep_reserve(self.request.db)
-            if not self.homeless.attempts:
-                self.tell(sup.Unpaused())
-        return done
+    def _waits(self, why: str) -> None:
+        self.paused = why
+        self.supervisor.handle(sup.Paused(why), time.monotonic())
+
+    def _goes_on_writing(self) -> None:
+        self.paused = None
+        if not self.homeless.attempts:
+            self.tell(sup.Unpaused())
+
+    def _meanwhile(self) -> bool:
+        """Say that this controller lives while it waits; False where it is to stop."""
+        self.ingest.forget()
+        self.lock.beat()
+        self.watch.alive()
+        return not self.stops
 
     def event(self, kind: str, detail: str, chunk_id: int | None = None, attempt: int | None = None) -> None:
         """Note what happened, in the transaction that is open."""
@@ -500,7 +478,7 @@ class Controller:
         path = attempt.folder / name
         number, now = attempt.number, time.time()
         try:
-            counts = self.patiently(lambda: self.ingest.shard(attempt.chunk.id, number, path, now))
+            counts = self.writer.patiently(lambda: self.ingest.shard(attempt.chunk.id, number, path, now))
             self.seen |= counts is not None and counts.dirs > 0
         except ShardError as e:
             log.warning("chunk %d: shard refused: %s", attempt.chunk.id, e)

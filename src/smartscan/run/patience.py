@@ -1,4 +1,4 @@
-"""Bad days of our own disk: a watch that says when it does not answer, attempts that wait for room on it.
+"""Bad days of our own disk: a watch that says that it does not answer, writes and attempts that wait for room.
 
 Touches: the folder of the attempts, the reserve beside the catalogue. Nothing can be done about a write that
 hangs, but that it is said: by a thread that writes nothing.
@@ -13,9 +13,13 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from smartscan.catalogue import directory
+from smartscan.errors import CatalogueBusy, CatalogueFull, Interrupted
 from smartscan.run.workers import Attempt
+
+T = TypeVar("T")
 
 LOOK_S = 0.2
 ROOM_S = 2.0  # between tries while the disk is full
@@ -53,6 +57,55 @@ class Watch:
                 self._say(
                     f"Waiting: {self._folder} has not answered for {away_s:.0f} s; the scan goes on then."
                 )
+
+
+class PatientWriter:
+    """Writes to the catalogue, however long that takes: a full disk pauses a scan and costs no attempt.
+
+    `waits` is told why, once; `meanwhile` is called between tries and says whether to go on waiting; `again`
+    is called when it was written after all.
+    """
+
+    def __init__(
+        self,
+        db: Path,
+        say: Callable[[str], None],
+        *,
+        waits: Callable[[str], None],
+        meanwhile: Callable[[], bool],
+        again: Callable[[], None],
+    ) -> None:
+        self._db, self._say = db, say
+        self._waits, self._meanwhile, self._again = waits, meanwhile, again
+
+    def patiently(self, action: Callable[[], T]) -> T:
+        """Do something with the catalogue, again and again while its disk is full or it is in use.
+
+        Interrupted: somebody stopped the scan meanwhile, which cannot be written down either.
+        """
+        told = False
+        while True:
+            try:
+                done = action()
+                break
+            except (CatalogueFull, CatalogueBusy) as e:
+                why = str(e).partition(";")[0]
+                if not told:
+                    told = True
+                    self._say(f"Waiting: {why}; the scan goes on when that ends.")
+                    self._waits(str(e))
+                if not self._meanwhile():
+                    raise Interrupted(
+                        f"stopped while it waited ({why}); "
+                        "what workers handed in is kept, and the same command goes on"
+                    ) from e
+                time.sleep(ROOM_S)
+                directory.release_reserve(self._db)
+        if told:
+            self._say("Going on: the catalogue can be written again.")
+            directory.keep_reserve(self._db)
+            self._again()
+        return done
 
 
 class Homeless:

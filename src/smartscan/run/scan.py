@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -202,12 +202,14 @@ class _Scan:
             self.lock.beat()
             self.request.glance(seen)
 
-        try:
+        with ExitStack() as undone:
+            undone.callback(self._forget)  # after an interrupt as well: nothing of this scan was begun
             self.surveyed, _ = survey(replace(self.request, glance=glance), told=True)
-        except BaseException:  # an interrupt as well: nothing of this scan was begun
-            with opening.transaction(self.conn):
-                ledger.forget_scan(self.conn, self.scan_id, self.mount_id)
-            raise
+            undone.pop_all()
+
+    def _forget(self) -> None:
+        with opening.transaction(self.conn):
+            ledger.forget_scan(self.conn, self.scan_id, self.mount_id)
 
     def _see_off(self) -> list[dict[str, Any]]:
         """End the workers that earlier scans of this mount left behind; gives those that do not end."""
@@ -385,7 +387,7 @@ class _Scan:
                     ledger.end(self.conn, self.scan_id, state, None, mount_dead=True, at=now)
             self._tidy()
             raise error
-        state, dead = c.patiently(lambda: self._settle(ending, now))
+        state, dead = c.writer.patiently(lambda: self._settle(ending, now))
         self._tidy()
         if c.lost and state is ScanState.CANCELLED:
             raise c.lost

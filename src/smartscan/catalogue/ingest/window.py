@@ -25,6 +25,26 @@ if TYPE_CHECKING:
     from smartscan.catalogue.ingest.writer import Ingest
 
 _ROW = "CAST(e.name AS BLOB), a.type, e.size, e.blocks, e.mtime_ns, a.uid, e.ino, e.counted"
+# An entry that is to go when its directory is replaced: any (?2), or one that came again.
+_GOES = (
+    "e.dir_id = ?1 AND (?2 OR EXISTS "
+    "(SELECT 1 FROM temp.incoming AS n WHERE n.dir_id = e.dir_id AND n.name = e.name))"
+)
+_COUNT_GONE = (
+    "SELECT count(*) FROM entry AS e WHERE e.dir_id = ?1 AND NOT EXISTS "
+    "(SELECT 1 FROM temp.incoming AS n WHERE n.dir_id = e.dir_id AND n.name = e.name)"
+)
+_DELETE_REPLACED = ("DELETE FROM entry AS e WHERE " + _GOES, "DELETE FROM symlink AS e WHERE " + _GOES)
+_DELETE_LARGEST = "DELETE FROM largest AS e WHERE e.mount_id = ?3 AND " + _GOES
+_ROWS = "SELECT " + _ROW + " FROM entry AS e JOIN attr AS a ON a.id = e.attr_id WHERE " + _GOES
+_INCOMING_ROWS = (
+    "SELECT " + _ROW + " FROM temp.incoming AS e JOIN attr AS a ON a.id = e.attr_id WHERE e.dir_id = ?"
+)
+_OTHER_NAME = (
+    "SELECT e.dir_id, " + _ROW + " FROM entry AS e "
+    "JOIN dir ON dir.id = e.dir_id JOIN attr AS a ON a.id = e.attr_id "
+    "WHERE e.counted = 0 AND e.ino = ? AND dir.mount_id = ? AND dir.dev IS ? LIMIT 1"
+)
 _LISTED = STATES.index(DirState.LISTED)
 _NOTHING = Sum()
 _FOUND = (DirState.FOUND.value, None, None, None, None, 0, 0, 0)  # a row's state to own_blocks
@@ -338,28 +358,17 @@ class Intake:
         ).fetchone()
         self.counts.changed += changed
         self.counts.new += new
-        came = "EXISTS (SELECT 1 FROM temp.incoming AS n WHERE n.dir_id = e.dir_id AND n.name = e.name)"
         if whole:
-            (gone,) = conn.execute(
-                f"SELECT count(*) FROM entry AS e WHERE e.dir_id = ? AND NOT {came}", one
-            ).fetchone()
-            self.counts.gone += gone
-        which = "" if whole else f" AND {came}"
-        self._subtract(d, d.id, d.dev, which)
-        conn.execute(f"DELETE FROM entry AS e WHERE e.dir_id = ?{which}", one)
-        conn.execute(f"DELETE FROM symlink AS e WHERE e.dir_id = ?{which}", one)
-        conn.execute(
-            f"DELETE FROM largest AS e WHERE e.mount_id = ? AND e.dir_id = ?{which}",
-            (self.ingest.mount_id, d.id),
-        )
+            self.counts.gone += conn.execute(_COUNT_GONE, one).fetchone()[0]
+        self._subtract(d, d.id, d.dev, whole=whole)
+        for statement in _DELETE_REPLACED:
+            conn.execute(statement, (d.id, whole))
+        conn.execute(_DELETE_LARGEST, (d.id, whole, self.ingest.mount_id))
         largest: list[tuple[int, int, bytes]] = []
         doubles: list[tuple[int, bytes]] = []
         seen: set[int] = set()
         total = self.totals.of(d)
-        for name, kind, size, blocks, mtime_ns, uid, ino, counted in conn.execute(
-            f"SELECT {_ROW} FROM temp.incoming AS e JOIN attr AS a ON a.id = e.attr_id WHERE e.dir_id = ?",
-            one,
-        ):
+        for name, kind, size, blocks, mtime_ns, uid, ino, counted in conn.execute(_INCOMING_ROWS, one):
             is_file = kind == "f"
             total.entries += 1
             if size is None or kind == "d":
@@ -393,12 +402,11 @@ class Intake:
             self.remove_tree(d, child_id, name)
         return bool(rows)
 
-    def _subtract(self, at: Dir, dir_id: int, dev: int | None, which: str = "") -> None:
+    def _subtract(self, at: Dir, dir_id: int, dev: int | None, *, whole: bool = True) -> None:
         """Take the entries of a directory out of all totals, from that of `at` upwards."""
         total = self.totals.of(at)
         for name, kind, size, blocks, mtime_ns, uid, ino, counted in self.ingest.conn.execute(
-            f"SELECT {_ROW} FROM entry AS e JOIN attr AS a ON a.id = e.attr_id WHERE e.dir_id = ?{which}",
-            (dir_id,),
+            _ROWS, (dir_id, whole)
         ):
             total.entries -= 1
             if size is None or kind == "d" or counted == 0:
@@ -436,8 +444,9 @@ class Intake:
             self._subtract(above, this, dev)  # the totals of what goes need no care, those above do
             self.counts.gone += before - total.entries
             total.disk_bytes -= own_blocks * 512
-            for table in ("entry", "symlink", "largest"):
-                conn.execute(f"DELETE FROM {table} WHERE dir_id = ?", (this,))
+            conn.execute("DELETE FROM entry WHERE dir_id = ?", (this,))
+            conn.execute("DELETE FROM symlink WHERE dir_id = ?", (this,))
+            conn.execute("DELETE FROM largest WHERE dir_id = ?", (this,))
             conn.execute("DELETE FROM dir WHERE id = ?", (this,))
             i.cache.pop(path, None)
 
@@ -448,9 +457,7 @@ class Intake:
             if self._is_counted((dev, ino)):
                 continue
             row = i.conn.execute(
-                f"SELECT e.dir_id, {_ROW} FROM entry AS e "
-                "JOIN dir ON dir.id = e.dir_id JOIN attr AS a ON a.id = e.attr_id "
-                "WHERE e.counted = 0 AND e.ino = ? AND dir.mount_id = ? AND dir.dev IS ? LIMIT 1",
+                _OTHER_NAME,
                 (ino, i.mount_id, dev),
             ).fetchone()
             if row is None:

@@ -9,6 +9,7 @@ import os
 import sqlite3
 import struct
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,11 @@ _TYPES = {
 
 _DIRS = (
     "SELECT CAST(name AS BLOB), id, state, scan_id, digest, dev, own_blocks, own_entries FROM dir "
-    "WHERE mount_id = ? AND"
+    "WHERE mount_id = ? AND "
 )
+_TOP = _DIRS + "parent_id IS NULL"
+_BELOW = _DIRS + "parent_id = ? LIMIT ?"
+_NAMED = _DIRS + "parent_id = ? AND name = CAST(? AS TEXT)"
 
 # What a changed directory holds now, until it has replaced what it held.
 _INCOMING = """
@@ -82,26 +86,29 @@ class Ingest:
 
         `at` is the time to note, Unix seconds.
         """
-        counts = Counts()
-        try:
+        with ExitStack() as undone:
+            undone.callback(self.forget)  # what is remembered may name rows that were taken back
             with transaction(self.conn):
-                if self.conn.execute(
-                    "SELECT 1 FROM shard WHERE chunk_id = ? AND attempt = ? AND name = ?",
-                    (chunk_id, attempt, path.name),
-                ).fetchone():
-                    return None
-                for window in shards.windows(path):
-                    Intake(self, window, counts, at).take()
-                self.conn.execute(
-                    "INSERT INTO shard VALUES (?, ?, ?, ?, ?, ?, ?)",
-                    (chunk_id, attempt, path.name, counts.entries, counts.dirs, signed(counts.bytes), at),
-                )
-                self._count(chunk_id, counts)
-        except BaseException:
-            self.forget()  # it may name rows that were taken back
-            raise
+                counts = self._take(chunk_id, attempt, path, at)
+            undone.pop_all()
         if len(self.cache) > CACHE_DIRS:
             self._forget_oldest()
+        return counts
+
+    def _take(self, chunk_id: int, attempt: int, path: Path, at: float) -> Counts | None:
+        if self.conn.execute(
+            "SELECT 1 FROM shard WHERE chunk_id = ? AND attempt = ? AND name = ?",
+            (chunk_id, attempt, path.name),
+        ).fetchone():
+            return None
+        counts = Counts()
+        for window in shards.windows(path):
+            Intake(self, window, counts, at).take()
+        self.conn.execute(
+            "INSERT INTO shard VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (chunk_id, attempt, path.name, counts.entries, counts.dirs, signed(counts.bytes), at),
+        )
+        self._count(chunk_id, counts)
         return counts
 
     def _forget_oldest(self) -> None:
@@ -214,7 +221,7 @@ class Ingest:
         return found
 
     def _find_top(self) -> Dir | None:
-        row = self.conn.execute(f"{_DIRS} parent_id IS NULL", (self.mount_id,)).fetchone()
+        row = self.conn.execute(_TOP, (self.mount_id,)).fetchone()
         return self._remember(b"", None, row) if row else None
 
     def _find_below(self, above: Dir, path: bytes) -> Dir | None:
@@ -224,17 +231,13 @@ class Ingest:
             return None
         above_path, _, name = path.rpartition(b"/")
         if above.below_known is None:
-            rows = self.conn.execute(
-                f"{_DIRS} parent_id = ? LIMIT ?", (self.mount_id, above.id, SIBLINGS + 1)
-            ).fetchall()
+            rows = self.conn.execute(_BELOW, (self.mount_id, above.id, SIBLINGS + 1)).fetchall()
             above.below_known = len(rows) <= SIBLINGS
             if above.below_known:
                 for row in rows:
                     self._remember(join(above_path, row[0]), above, row)
                 return self.cache.get(path)
-        row = self.conn.execute(
-            f"{_DIRS} parent_id = ? AND name = CAST(? AS TEXT)", (self.mount_id, above.id, name)
-        ).fetchone()
+        row = self.conn.execute(_NAMED, (self.mount_id, above.id, name)).fetchone()
         return self._remember(path, above, row) if row else None
 
     def _remember(self, path: bytes, above: Dir | None, row: tuple[Any, ...]) -> Dir:
