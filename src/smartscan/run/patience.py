@@ -1,4 +1,4 @@
-"""Bad days of our own disk: a watch that says that it does not answer, writes and attempts that wait for room.
+"""Bad days of our own disk: a watch that says that it does not answer, writes and attempts that wait for it.
 
 Touches: the folder of the attempts, the reserve beside the catalogue. Nothing can be done about a write that
 hangs, but that it is said: by a thread that writes nothing.
