@@ -1,10 +1,12 @@
-"""What all tests share: who is skipped where, and why."""
+"""What all tests share: a share and a place for its catalogue; who is skipped where, and why."""
 
 import os
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from trees import build
 from users import may_mount
 
 NEEDS = {
@@ -25,3 +27,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for marker, (met, reason) in NEEDS.items():
             if item.get_closest_marker(marker) and not met:
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture
+def share(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """A share that holds the TREE of the test's file."""
+    path = tmp_path / "share"
+    path.mkdir()
+    build(path, request.module.TREE)
+    return path
+
+
+@pytest.fixture
+def db(tmp_path: Path) -> Path:
+    """Where a catalogue is to be: alone in its data directory."""
+    (tmp_path / "data").mkdir()
+    return tmp_path / "data" / "smart_catalog.db"

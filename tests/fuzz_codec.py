@@ -6,7 +6,7 @@ Touches: tests/corpus, and memory databases. Not collected by itself:
     FUZZ_EXAMPLES=100000 python -m pytest ...       a long run
     python tests/fuzz_codec.py                      make the corpus anew
 
-Under tools/asan.sh a read outside of a record ends the run.
+Under tools/sanitize.sh a read outside of a record ends the run.
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sqlite3
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 
@@ -16,20 +15,6 @@ from truth import check_consistent, check_same_tree, holdings
 from users import NOBODY
 
 TREE: Tree = {"films": {"a.mkv": 100, "b": {"c.mkv": 200}}, "file": 3}
-
-
-@pytest.fixture
-def share(tmp_path: Path) -> Path:
-    path = tmp_path / "share"
-    path.mkdir()
-    build(path, TREE)
-    return path
-
-
-@pytest.fixture
-def db(tmp_path: Path) -> Path:
-    (tmp_path / "data").mkdir()
-    return tmp_path / "data" / "smart_catalog.db"
 
 
 def refused(*words: object, code: int, sentence: str, **more: object) -> str:

@@ -36,20 +36,6 @@ TREE: Tree = {
 }  # fmt: skip
 
 
-@pytest.fixture
-def share(tmp_path: Path) -> Path:
-    path = tmp_path / "share"
-    path.mkdir()
-    build(path, TREE)
-    return path
-
-
-@pytest.fixture
-def db(tmp_path: Path) -> Path:
-    (tmp_path / "data").mkdir()
-    return tmp_path / "data" / "smart_catalog.db"
-
-
 def test_a_scan_that_measures_first_says_once_who_its_workers_are(share: Path, db: Path) -> None:
     said = scan(share, db, "--analyze").stderr.splitlines()
     assert len(said) == len(set(said)) > 0

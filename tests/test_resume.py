@@ -46,12 +46,6 @@ def share(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
-def db(tmp_path: Path) -> Path:
-    (tmp_path / "data").mkdir()
-    return tmp_path / "data" / "smart_catalog.db"
-
-
 def check_as_if_undisturbed(share: Path, db: Path, listing: Path | None = None) -> Holdings:
     """Compare with find(1), and with a scan that nobody disturbed."""
     held = holdings(db, "Media")

@@ -36,20 +36,6 @@ TREE: Tree = {
 
 
 @pytest.fixture
-def share(tmp_path: Path) -> Path:
-    path = tmp_path / "share"
-    path.mkdir()
-    build(path, TREE)
-    return path
-
-
-@pytest.fixture
-def db(tmp_path: Path) -> Path:
-    (tmp_path / "data").mkdir()
-    return tmp_path / "data" / "smart_catalog.db"
-
-
-@pytest.fixture
 def fresh(tmp_path: Path) -> Path:
     (tmp_path / "fresh").mkdir()
     return tmp_path / "fresh" / "smart_catalog.db"
