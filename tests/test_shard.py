@@ -365,3 +365,21 @@ def test_a_full_disk_leaves_a_tail_that_is_cut_off(tmp_path):
         signal.signal(signal.SIGXFSZ, before)
     assert salvage(tmp_path, [Root(b"")], []).leftover == (Root(b"a"),)
     assert len(read(tmp_path / "000001.shard")) == 1
+
+
+def test_a_part_that_becomes_a_link_while_it_is_salvaged_leads_nowhere(tmp_path, monkeypatch):
+    (tmp_path / "folder").mkdir()
+    part, other = tmp_path / "folder" / "000001.part", tmp_path / "other"
+    part.write_bytes(full(b"", [b"a"]))
+    other.write_text("of somebody else")
+    whole = shard.windows
+
+    def swapped(path, **options):
+        yield from whole(path, **options)
+        path.unlink()
+        path.symlink_to(other)
+
+    monkeypatch.setattr(shard, "windows", swapped)
+    with pytest.raises(OSError, match="symbolic links"):
+        salvage(tmp_path / "folder", [Root(b"")], [])
+    assert other.read_text() == "of somebody else"

@@ -101,6 +101,13 @@ def show(path: bytes) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
+def inside(path: bytes) -> bytes:
+    """Give a path relative to the mount; ValueError where it is none, or might lead out of the mount."""
+    if path and (b"\0" in path or not {b"", b".", b".."}.isdisjoint(path.split(b"/"))):
+        raise ValueError(f"not a path below the mount: {show(path)}")
+    return path
+
+
 def join(parent: bytes, name: bytes) -> bytes:
     """Join a path relative to the mount with a name."""
     return parent + b"/" + name if parent else name
@@ -122,7 +129,8 @@ class Root:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Root:
-        return cls(unb64(data["path_b64"]), Scope(data["scope"]))
+        """Raises ValueError, KeyError or TypeError on what is no place below the mount."""
+        return cls(inside(unb64(data["path_b64"])), Scope(data["scope"]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ Touches: the attempt's folder, the catalogue.
 
 from __future__ import annotations
 
-import json
+import re
 import sqlite3
 import time
 from collections.abc import Iterable
@@ -19,7 +19,11 @@ from smartscan.catalogue.problems import note_problem
 from smartscan.engine import Status
 from smartscan.model import DirState, Op, Outcome, Progress, Reading, Root, WalkError, show, unb64
 from smartscan.run.workers import Attempt
-from smartscan.shard import leftover_files, salvage
+from smartscan.shard import leftover_files, read_json, salvage
+
+WORDS = 4096  # letters of what a worker says
+# What reading a file of a worker raises where that worker was taken over, or its memory was bad.
+NONSENSE = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,46 +56,88 @@ class Result:
 def read_result(folder: Path) -> Result | None:
     """Read result.json; None where the attempt did not come to its end, or wrote nonsense."""
     try:
-        data: dict[str, Any] = json.loads((folder / "result.json").read_bytes())
+        data = read_json(folder / "result.json")
         noted = data["outcome"] in (Outcome.SEALED, Outcome.CANCELLED)
         return Result(
             Outcome(data["outcome"]),
             tuple(_plain(name) for name in data["shards"]),
             tuple(Root.from_json(r) for r in data["leftover"]),
             tuple(Stuck(_error(s), noted, _behind(s)) for s in data["stuck"]),
-            data["fs"],
-            tuple(data["share_id"]) if data["share_id"] else None,
+            _fs(data["fs"]) if data["fs"] else None,
+            _share_id(data["share_id"]) if data["share_id"] else None,
             data["walker"] == "abandoned",
-            str(data["fs_type"]),
-            str(data["source"]),
-            str(data["message"]),
+            _text(data["fs_type"]),
+            _text(data["source"]),
+            _text(data["message"]),
             bool(data.get("dead")),
-            Progress(0, data["entries"], data["dirs"], data["bytes"], data["disk_bytes"]),
+            _totals(0, data),
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except NONSENSE:
         return None
 
 
 def _plain(name: str) -> str:
-    if "/" in name or name.startswith("."):
+    if not re.fullmatch(r"\d{6,}\.shard", name, re.ASCII):
         raise ValueError(name)
     return name
+
+
+def _text(said: object) -> str:
+    """Words of a worker: short, and such as a catalogue can hold."""
+    return str(said)[:WORDS].encode("utf-8", "backslashreplace").decode().replace("\0", "")
+
+
+def _number(value: object, below: int = 1 << 63) -> int:
+    if not isinstance(value, int) or not 0 <= value < below:
+        raise ValueError(value)
+    return value
+
+
+def _fs(data: dict[str, Any]) -> dict[str, int]:
+    """How full a file system says it is; it may claim anything of itself."""
+    sizes = {name: int(data[name]) for name in ("total_bytes", "used_bytes")}
+    if any(abs(size) >= 1 << 100 for size in sizes.values()):
+        raise ValueError(sizes)
+    return sizes
+
+
+def _seconds(value: float) -> float:
+    if not abs(value) < 1 << 40:
+        raise ValueError(value)
+    return float(value)
+
+
+def _share_id(value: Any) -> tuple[int, int]:
+    dev, ino = value
+    return _number(dev, 1 << 64), _number(ino, 1 << 64)
+
+
+def _totals(beat: int, data: dict[str, Any], readings: tuple[Reading, ...] = ()) -> Progress:
+    """What a worker counts; bytes may be more than 64 bits hold, for a file may claim that it is large."""
+    return Progress(
+        beat,
+        _number(data["entries"]),
+        _number(data["dirs"]),
+        _number(data["bytes"], 1 << 100),
+        _number(data["disk_bytes"], 1 << 100),
+        readings,
+    )
 
 
 def _error(data: dict[str, Any]) -> WalkError:
     return WalkError(
         unb64(data["path_b64"]),
         Op(data["op"]),
-        int(data["errno"]),
-        float(data["waited_s"]),
-        str(data["wchan"]),
+        _number(data["errno"], 1 << 12),
+        _seconds(data["waited_s"]),
+        _text(data["wchan"]),
     )
 
 
 def _behind(data: dict[str, Any]) -> tuple[bytes, str, str] | None:
     if "mount_b64" not in data:
         return None
-    return unb64(data["mount_b64"]), str(data["fs_type"]), str(data["source"])
+    return unb64(data["mount_b64"]), _text(data["fs_type"]), _text(data["source"])
 
 
 def brought(attempt: Attempt, status: Status, hint: Outcome | None, *, stall_s: float) -> Result:
@@ -159,16 +205,12 @@ def salvaged(
 def read_progress(folder: Path) -> Progress:
     """Read progress.json; all zero where there is none yet."""
     try:
-        data = json.loads((folder / "progress.json").read_bytes())
-        return Progress(
-            data["beat"],
-            data["entries"],
-            data["dirs"],
-            data["bytes"],
-            data["disk_bytes"],
-            tuple(Reading(unb64(r["path_b64"]), Op(r["op"]), r["for_s"]) for r in data["readings"]),
+        data = read_json(folder / "progress.json")
+        readings = tuple(
+            Reading(unb64(r["path_b64"]), Op(r["op"]), _seconds(r["for_s"])) for r in data["readings"]
         )
-    except (OSError, ValueError, KeyError, TypeError):
+        return _totals(_number(data["beat"]), data, readings)
+    except NONSENSE:
         return Progress(0)
 
 
@@ -176,9 +218,8 @@ def read_share_id(folder: Path) -> tuple[int, int] | None:
     """Tell which directory the worker knows as the share: (st_dev, st_ino); None while it has not said."""
     for name in ("progress.json", "result.json"):
         try:
-            dev, ino = json.loads((folder / name).read_bytes())["share_id"]
-            return int(dev), int(ino)
-        except (OSError, ValueError, KeyError, TypeError):
+            return _share_id(read_json(folder / name)["share_id"])
+        except NONSENSE:
             continue
     return None
 

@@ -10,8 +10,12 @@ described in docs/shard.md and lives in two twins that give the same bytes: `_na
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import os
+import re
+import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +31,10 @@ FOUND, LISTED, EXCLUDED, DENIED, TIMED_OUT, IO_ERROR, OTHER_MOUNT, VANISHED = ra
 
 WINDOW_BYTES = 16 << 20  # read at a time: bounds memory, large enough that the calls do not count
 RECORD_MAX_BYTES = 1 << 30  # nothing legitimate comes near: a larger length is garbage
+JSON_MAX_BYTES = 1 << 28  # a million roots with long paths; more would fill the memory of who reads it
+
+_OURS = re.compile(r"\d{6,}\.(?:shard|part)|leftover-\d{6,}\.json", re.ASCII)
+log = logging.getLogger(__name__)
 
 
 Text = bytes  # by another name, because a record has a field of that name
@@ -141,6 +149,33 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
+def open_file(path: Path, flags: int = os.O_RDONLY) -> int:
+    """Open what a worker wrote: a regular file in its own folder, or OSError.
+
+    A worker that was taken over could leave a link that leads out of the folder, or a pipe whose other end
+    never opens.
+    """
+    fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    return fd
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a small file that a worker wrote; OSError or ValueError for whatever no worker writes."""
+    with open(open_file(path), "rb") as f:
+        fits = os.fstat(f.fileno()).st_size <= JSON_MAX_BYTES
+        text = f.read(JSON_MAX_BYTES) if fits else b""
+    try:
+        data = json.loads(text)
+    except RecursionError:
+        data = None
+    if not isinstance(data, dict):
+        raise ValueError(f"{path.name} is not what a worker writes")
+    return data
+
+
 def windows(path: Path, *, subdirs: bool = False, part: bool = False) -> Iterator[Window]:
     """Read a shard window by window, every record checked. Memory: one window, or the largest record.
 
@@ -149,7 +184,7 @@ def windows(path: Path, *, subdirs: bool = False, part: bool = False) -> Iterato
     whole shard was found good, earlier ones before: who acts on them must be able to take it back.
     """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        fd = open_file(path)
     except OSError as e:
         raise ShardError(f"{path.name}: {e.strerror}") from e
     try:
@@ -227,7 +262,7 @@ def salvage(
     names: list[str] = []
     entries = 0
     for path in sorted(folder.iterdir()):
-        if path.suffix not in (".shard", ".part"):
+        if path.suffix not in (".shard", ".part") or not _OURS.fullmatch(path.name):
             continue
         part = path.suffix == ".part"
         good = 0
@@ -282,7 +317,7 @@ def _lost(done: set[bytes], roots: set[bytes], gone: set[bytes]) -> set[bytes]:
 
 
 def _seal_part(path: Path, good: int) -> str:
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    fd = open_file(path, os.O_WRONLY)
     try:
         os.ftruncate(fd, good)
         os.lseek(fd, 0, os.SEEK_END)
@@ -297,10 +332,19 @@ def _seal_part(path: Path, good: int) -> str:
 
 
 def leftover_files(folder: Path) -> list[tuple[str, tuple[Root, ...]]]:
-    """What a worker gave back while it ran, file by file."""
+    """What a worker gave back while it ran, file by file.
+
+    What no worker writes is left out: those directories are not decided by anybody, and the certificate
+    says so.
+    """
     given = []
     for path in sorted(folder.glob("leftover-*.json")):
-        given.append((path.name, tuple(Root.from_json(r) for r in json.loads(path.read_bytes())["roots"])))
+        if not _OURS.fullmatch(path.name):
+            continue
+        try:
+            given.append((path.name, tuple(Root.from_json(r) for r in read_json(path)["roots"])))
+        except (OSError, ValueError, KeyError, TypeError) as e:
+            log.warning("%s: %r", path, e)
     return given
 
 
