@@ -17,6 +17,7 @@ import catalogue_fixture as fixture
 import gold
 from catalogue_fixture import NOW, File, Tree, add_mount, add_problem, add_scan, add_tree, certificate, empty
 from smartscan.catalogue import read, runs
+from smartscan.cli import say
 from smartscan.errors import CatalogueBusy, CatalogueError, UsageError
 from smartscan.model import DirState, ScanState
 from smartscan.report import kinds, page, problems, scan, stats, story, words
@@ -393,3 +394,20 @@ def test_a_catalogue_at_rest_is_read_where_nothing_may_be_written() -> None:
         with ordinary_user() if os.geteuid() == 0 else nullcontext():
             with read.open_for_reading(folder / "c.db") as db:
                 assert runs.scan(db, 2).state is ScanState.INCOMPLETE
+
+
+def test_a_terminal_obeys_nothing_that_is_on_a_page(capsys: pytest.CaptureFixture[str]) -> None:
+    evil = "S\x1b]0;x\x07\n\x9b31m\u202e"
+    blocks = [
+        page.Line(evil), page.Facts([(evil, evil), ("none", None)]), page.Paths(evil, [evil]),
+        page.Table(evil, (">Name", evil), [[evil, evil]], evil),
+    ]  # fmt: skip
+    from rich.console import Console
+
+    console = Console(width=200, color_system=None)
+    with console.capture() as shown:
+        console.print(page.rich(blocks))
+    say(evil)
+    for text in (page.plain(blocks), shown.get(), capsys.readouterr().err):
+        assert all(c.isprintable() or c == "\n" for c in text)
+        assert "\\x1b" in text

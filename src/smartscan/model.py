@@ -97,7 +97,13 @@ def path_json(path: bytes) -> dict[str, str]:
 
 def show(path: bytes) -> str:
     """Render a path for a terminal: one line, no control characters, undecodable bytes as \\xNN."""
-    text = path.decode("utf-8", "backslashreplace")
+    return printable(path.decode("utf-8", "backslashreplace"))
+
+
+def printable(text: str) -> str:
+    """Give a text as one line that a terminal does not obey."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 

@@ -76,7 +76,10 @@ class Frame(click.Group):
 
 def say(message: str) -> None:
     """Print one line about this run to stderr."""
-    print(f"{PROGRAM}: {message}", file=sys.stderr)
+    from smartscan.model import printable
+
+    lines = "\n".join(map(printable, message.split("\n")))  # names of a catalogue may be of anybody
+    print(f"{PROGRAM}: {lines}", file=sys.stderr)
 
 
 def sentence(error: click.ClickException) -> str:

@@ -1,7 +1,8 @@
 """A report as data: titles, lines, facts and tables, printed with Rich on a terminal and plain elsewhere.
 
 Touches: stdout, in `show` and `show_json`. Every text on a page is one line without control
-characters; paths come through `model.show`.
+characters; paths come through `model.show`, and where anything else has such characters (a name in a
+catalogue of somebody else) they are escaped here.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from unicodedata import combining, east_asian_width
+
+from smartscan.model import printable
 
 if TYPE_CHECKING:  # Rich is imported where a terminal needs it
     from rich.console import Group
@@ -73,7 +76,7 @@ def show_json(data: object) -> None:
 def plain(page: Page) -> str:
     """Lay out a page as text; columns are as wide as their widest cell, nothing is cut."""
     lines: list[str] = []
-    for block in page:
+    for block in map(_clean, page):
         match block:
             case Line(text):
                 lines.append(text)
@@ -99,7 +102,7 @@ def rich(page: Page) -> Group:
     from rich.text import Text
 
     parts: list[Text | Padding] = []
-    for block in page:
+    for block in map(_clean, page):
         match block:
             case Line(text, tone):
                 parts.append(Text(text, style=tone))
@@ -126,6 +129,19 @@ def rich(page: Page) -> Group:
                 parts.append(Padding(Text(said, style="dim"), (0, 0, 0, 2)))
                 parts += [Text(f"    {path}", no_wrap=True, overflow="ignore") for path in paths]
     return Group(*parts)
+
+
+def _clean(block: Line | Facts | Table | Paths) -> Line | Facts | Table | Paths:
+    match block:
+        case Line(text, tone):
+            return Line(printable(text), tone)
+        case Facts(pairs):
+            return Facts([(printable(label), value and printable(value)) for label, value in pairs])
+        case Table(title, columns, rows, note):
+            shown = [[printable(cell) for cell in row] for row in rows]
+            return Table(printable(title), [printable(column) for column in columns], shown, printable(note))
+        case Paths(said, paths):
+            return Paths(printable(said), [printable(path) for path in paths])
 
 
 def _known(facts: Facts) -> Iterable[tuple[str, str]]:
