@@ -202,3 +202,12 @@ def test_a_catalogue_that_an_ordinary_user_may_not_write(share, db, tmp_path):
     (db.parent / "work").rmdir()
     run(*scan_words(share, db), **ordinary)
     check_same_tree(holdings(db, "Media"), find_listing(share))
+
+
+@pytest.mark.parametrize("command", ["stats", "monitor"])
+def test_a_catalogue_that_somebody_else_has_written_to_is_said_to_be_damaged(share, db, command):
+    scan(share, db)
+    with closing(sqlite3.connect(db)) as conn, conn:
+        conn.execute("UPDATE scan SET certificate = '[[[', controller = '[[['")
+    words = ("--once",) if command == "monitor" else ()
+    refused(command, *words, "--db", db, code=12, sentence="cannot be read")

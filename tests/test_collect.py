@@ -8,7 +8,8 @@ import pytest
 
 from smartscan.model import Op, Outcome, Progress, Root, WalkError, b64
 from smartscan.run import collect
-from smartscan.shard import leftover_files
+from smartscan.run.workers import give_order
+from smartscan.shard import is_shard, leftover_files
 
 
 @pytest.mark.parametrize(
@@ -110,3 +111,22 @@ def test_names_that_no_worker_gives_are_no_shards(tmp_path):
         (tmp_path / os.fsdecode(name)).write_text('{"roots": []}')
     assert leftover_files(tmp_path) == []
     assert collect.salvaged(tmp_path, (), Outcome.FAILED, stall_s=1.0).shards == ()
+
+
+@pytest.mark.parametrize("order", ["stop", "yield"])
+def test_an_order_follows_no_link_that_a_worker_has_laid(tmp_path, order):
+    folder = tmp_path / "attempt"
+    folder.mkdir()
+    give_order(folder, order)
+    assert (folder / order).is_file()
+    (folder / order).unlink()
+    (folder / order).symlink_to(tmp_path / "outside")
+    with pytest.raises(OSError):
+        give_order(folder, order)
+    assert not (tmp_path / "outside").exists()
+
+
+@pytest.mark.parametrize("name", ["x.shard", "../000001.shard", "\udcff.shard", "1.part"])
+def test_only_names_of_ours_are_shards(name):
+    assert is_shard("000001.shard") and is_shard("1000000.shard")
+    assert not is_shard(name)

@@ -230,6 +230,13 @@ def _walk(here: Home, wanted: Limits) -> list[tuple[int, Path]]:
     return shards
 
 
+@pytest.mark.parametrize("name", [b"\xff.shard", b"x.shard", b"\n.shard", b"leftover-\xff.json"])
+def test_a_file_that_no_worker_of_ours_writes_ends_no_scan(home, name):
+    here = home(LINKED)
+    held = here.scan(Limits(), Inline(before=lambda job: (job.folder / os.fsdecode(name)).touch()))
+    here.check(held)
+
+
 def test_a_directory_far_below_all_that_is_known_gets_everything_above_it(home):
     here = home({})
     part = shard.Part(here.folder, 1)

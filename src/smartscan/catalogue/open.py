@@ -6,6 +6,7 @@ fails to read as "malformed", so that word alone is never a reason to delete or 
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sqlite3
@@ -93,7 +94,9 @@ def transaction(conn: sqlite3.Connection) -> Iterator[None]:
 
 @contextmanager
 def sqlite_errors(path: Path) -> Iterator[None]:
-    """Let errors of SQLite leave the block as CatalogueError, but those that are faults of this program."""
+    """Let errors of SQLite leave the block as CatalogueError, but those that are faults of this program; and
+    what only a catalogue can hold that somebody else, or a disk, has written to.
+    """
     try:
         yield
     except sqlite3.Error as error:
@@ -101,6 +104,8 @@ def sqlite_errors(path: Path) -> Iterator[None]:
         if explained is None:
             raise
         raise explained from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise _damaged(error, path) from error
 
 
 def examine(path: Path, mountinfo: bytes | None = None) -> Storage:
@@ -264,10 +269,14 @@ def _explained(error: sqlite3.Error, path: Path) -> CatalogueError | None:
                 return directory.full(path.parent)
             return CatalogueError(f"the disk of the catalogue {path} fails ({error}); check it and try again")
         case sqlite3.SQLITE_CORRUPT:
-            return CatalogueError(
-                f"the catalogue {path} cannot be read ({error}), which a failing disk can cause as well; "
-                f"it was left as it is: check the disk, then `sqlite3 '{path}' 'PRAGMA integrity_check'`"
-            )
+            return _damaged(error, path)
         case sqlite3.SQLITE_NOTADB:
             return _not_ours(path)
     return None
+
+
+def _damaged(error: Exception, path: Path) -> CatalogueError:
+    return CatalogueError(
+        f"the catalogue {path} cannot be read ({error}), which a failing disk can cause as well; "
+        f"it was left as it is: check the disk, then `sqlite3 '{path}' 'PRAGMA integrity_check'`"
+    )

@@ -28,8 +28,8 @@ from smartscan.run.collect import Result, Stuck
 from smartscan.run.patience import Homeless, PatientWriter, Watch
 from smartscan.run.request import Glance, Request, namespace
 from smartscan.run.story import words_of
-from smartscan.run.workers import REMOVE_S, Attempt, Workers, furnish
-from smartscan.shard import leftover_files
+from smartscan.run.workers import REMOVE_S, Attempt, Workers, furnish, give_order
+from smartscan.shard import is_shard, leftover_files
 from smartscan.worker.orders import Orders
 
 log = logging.getLogger("smartscan.run")
@@ -252,7 +252,7 @@ class Controller:
         attempt = self.attempts.get(chunk_id)
         if attempt:
             try:
-                (attempt.folder / order).touch()
+                give_order(attempt.folder, order)
             except OSError as e:
                 log.warning("%s: %s", attempt.folder, e)
 
@@ -409,7 +409,7 @@ class Controller:
             if result is not None and result.outcome in (Outcome.SEALED, Outcome.CANCELLED):
                 self._over(attempt, result)
                 return True
-        shards = sorted(n for n in names if n.endswith(".shard") and n not in attempt.ingested)
+        shards = sorted(n for n in names if is_shard(n) and n not in attempt.ingested)
         if shards:
             self._recognise(attempt)
         for name in shards:

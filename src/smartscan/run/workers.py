@@ -5,6 +5,7 @@ Touches: the engine, attempt folders.
 
 from __future__ import annotations
 
+import os
 import queue
 import shutil
 import time
@@ -47,6 +48,12 @@ def furnish(folder: Path, orders: Orders, known: bytes) -> None:
     if known:
         (folder / "known.bin").write_bytes(known)
     orders.write(folder)
+
+
+def give_order(folder: Path, order: str) -> None:
+    """Put an order into an attempt's folder; raises OSError, also where a worker has laid a link there."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    os.close(os.open(folder / order, flags, 0o644))
 
 
 class Workers:

@@ -348,6 +348,11 @@ def leftover_files(folder: Path) -> list[tuple[str, tuple[Root, ...]]]:
     return given
 
 
+def is_shard(name: str) -> bool:
+    """Whether a file of that name can be a shard that a worker of ours has sealed."""
+    return name.endswith(".shard") and _OURS.fullmatch(name) is not None
+
+
 def write_json(path: Path, data: dict[str, Any], *, durable: bool = False) -> None:
     """Replace a small file atomically; `durable` survives a power cut."""
     temporary = path.with_name(path.name + ".tmp")
