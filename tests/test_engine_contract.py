@@ -322,6 +322,55 @@ def test_local_workers_die_with_their_controller(tmp_path: Path) -> None:
     watcher.close()
 
 
+def readies() -> list[int]:
+    """Find the processes that wait for an order of this one."""
+    mine = []
+    for folder in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if folder.name.isdigit() and b"--ready" in (folder / "cmdline").read_bytes().split(b"\0"):
+                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+                mine += [int(folder.name)] * (parent == os.getpid())
+    return mine
+
+
+def test_a_worker_made_ready_is_found_and_ended_like_any_other(tmp_path: Path) -> None:
+    folder = tmp_path / "odd: $x \n ü" / "3-1"
+    folder.mkdir(parents=True)
+    os.mkfifo(folder / "chunk.json")  # the worker waits in it
+    engine, watcher = local.Local("ready"), local.Local("ready")
+    engine.prepare()
+    (pid,) = until(readies, bool)
+    worker_id = engine.start(Job(7, "x", 3, 1, b"/", folder, SMALL))
+    assert worker_id.partition(":")[0] == str(pid)
+    assert readies() == [pid]  # this is it, and no other was made
+    until(lambda: watcher.find("ready"), bool)
+    assert [(w.worker_id, w.scan_id, w.chunk_id, w.folder) for w in watcher.find("ready")] == [
+        (worker_id, 7, 3, folder)
+    ]
+    (folder / "chunk.json").write_text("{}")
+    assert until(lambda: engine.status(worker_id), lambda s: s.state == "exited").exit_code == 2
+    assert "chunk.json cannot be used" in engine.status(worker_id).log_tail
+    assert engine.remove(worker_id)
+    engine.close()
+    watcher.close()
+
+
+def test_one_made_ready_that_was_killed_is_replaced_and_one_not_needed_ends(tmp_path: Path) -> None:
+    engine = local.Local("unready")
+    engine.prepare()
+    (pid,) = until(readies, bool)
+    os.kill(pid, signal.SIGKILL)
+    until(readies, lambda left: not left)
+    worker_id = engine.start(Job(7, "x", 1, 1, b"/", tmp_path, SMALL))
+    assert until(lambda: engine.status(worker_id), lambda s: s.state == "exited").exit_code == 2
+    engine.close()
+    other = local.Local("unready")
+    other.prepare()
+    until(readies, bool)
+    other.close()
+    until(readies, lambda left: not left)
+
+
 def test_a_recycled_pid_is_left_alone() -> None:
     engine = local.Local("recycled")
     me = f"{os.getpid()}:1"

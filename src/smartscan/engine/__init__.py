@@ -73,6 +73,9 @@ class Engine(Protocol):
     def check(self) -> None:
         """Raise EngineError, one sentence, where no worker could be started at all."""
 
+    def prepare(self) -> None:
+        """Begin with what makes the first start faster, and do not wait for it."""
+
     def clamp(self, want: Resources, *, at_a_time: int = 1) -> tuple[Resources, list[str]]:
         """Fit what one worker may use to the host; the sentences say what was cut.
 

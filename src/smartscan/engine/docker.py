@@ -134,6 +134,9 @@ class Docker:
                 f"{__version__}; ./run_smart_scan.sh setup builds the right one."
             )
 
+    def prepare(self) -> None:
+        """Nothing helps: most of a start is the engine's."""
+
     def clamp(self, want: Resources, *, at_a_time: int = 1) -> tuple[Resources, list[str]]:
         return fit(want, float(self._info["NCPU"]), int(self._info["MemTotal"]), at_a_time)
 

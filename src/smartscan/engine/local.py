@@ -51,6 +51,7 @@ REMOVE_S = 0.2  # what a group takes to notice that its last process was reaped
 PACKAGES = str(Path(smartscan.__file__).parents[1])  # also right when run from a checkout
 KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH")
 
+_LEASH = (sys.executable, "-m", leash.__name__)
 _numbers = itertools.count()
 
 
@@ -74,17 +75,24 @@ class Local:
         self, namespace: str, *, command: Sequence[str] | None = None, groups: bool = True
     ) -> None:
         self._namespace = namespace
-        self._command = tuple(command or (sys.executable, "-m", leash.__name__, WORKER_MODULE))
+        self._command = tuple(command or (*_LEASH, WORKER_MODULE))
+        self._ready: subprocess.Popen[bytes] | None = None  # has loaded the worker's program, and waits
+        self._readies = command is None
         self._owner = owner.mark()
         self._parent = cgroups.parent() if groups else None
         self._workers: dict[str, _Worker] = {}
         self._stuck: set[str] = set()  # killed, and still there
-        self._orders: queue.SimpleQueue[tuple[Job, Future[str]] | None] = queue.SimpleQueue()
+        self._orders: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         # The kernel ties a leashed worker to the thread that started it, and pool threads come and go.
-        threading.Thread(target=self._serve, name="local-engine", daemon=True).start()
+        self._thread = threading.Thread(target=self._serve, name="local-engine", daemon=True)
+        self._thread.start()
 
     def check(self) -> None:
         """Nothing is needed but this Python."""
+
+    def prepare(self) -> None:
+        if self._readies:
+            self._orders.put(self._get_ready)
 
     def clamp(self, want: Resources, *, at_a_time: int = 1) -> tuple[Resources, list[str]]:
         cpus = float(len(os.sched_getaffinity(0)))
@@ -102,7 +110,14 @@ class Local:
 
     def start(self, job: Job) -> str:
         done: Future[str] = Future()
-        self._orders.put((job, done))
+
+        def spawn() -> None:
+            try:
+                done.set_result(self._spawn(job))
+            except OSError as error:
+                done.set_exception(EngineError(f"This host cannot start a worker: {error}."))
+
+        self._orders.put(spawn)
         try:
             return done.result(START_S)
         except TimeoutError:
@@ -174,27 +189,45 @@ class Local:
             self.kill(worker_id, grace_s=0.0 if worker_id in self._stuck else 1.0)
             self.remove(worker_id)
         self._orders.put(None)
+        self._thread.join(REMOVE_S)
 
     def _serve(self) -> None:
         while order := self._orders.get():
-            job, done = order
-            try:
-                done.set_result(self._spawn(job))
-            except OSError as error:
-                done.set_exception(EngineError(f"This host cannot start a worker: {error}."))
+            order()
+        if self._ready:
+            self._ready.kill()
+            self._ready.communicate()  # which reaps it, and closes its pipe
+
+    def _get_ready(self) -> None:
+        with contextlib.suppress(OSError):  # then the first start says why
+            self._ready = self._launch(
+                (*_LEASH, leash.READY, WORKER_MODULE),
+                leash.room(MARK, MARK_FOLDER),
+                subprocess.PIPE,
+                subprocess.DEVNULL,
+            )
+
+    def _hand_over(self, job: Job) -> subprocess.Popen[bytes] | None:
+        """Let the process that waits be the worker; None where there is none, or it has ended."""
+        process, self._ready = self._ready, None
+        if process is None or process.stdin is None:
+            return None
+        try:
+            log = os.fspath(job.folder / LOG_NAME)
+            with process.stdin as order:
+                order.write(leash.order([os.fspath(job.folder)], self._marks(job), log))
+        except (OSError, ValueError):
+            process.kill()
+            process.wait()
+            return None
+        return process
 
     def _spawn(self, job: Job) -> str:
         log_fd = os.open(job.folder / LOG_NAME, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         group = self._group(job.resources)
         try:
-            process = subprocess.Popen(
-                (*self._command, os.fspath(job.folder)),
-                stdin=subprocess.DEVNULL,
-                stdout=log_fd,
-                stderr=log_fd,
-                cwd="/",
-                env=self._environment(job),
-                start_new_session=True,
+            process = self._hand_over(job) or self._launch(
+                (*self._command, os.fspath(job.folder)), self._marks(job), subprocess.DEVNULL, log_fd
             )
         except OSError:
             if group:
@@ -208,22 +241,34 @@ class Local:
         self._workers[seen.id] = _Worker(job, process, group)
         return seen.id
 
+    def _launch(
+        self, command: Sequence[str], marks: dict[str, str], stdin: int, out: int
+    ) -> subprocess.Popen[bytes]:
+        path = os.pathsep.join((PACKAGES, *filter(None, [os.environ.get("PYTHONPATH")])))
+        kept = {name: os.environ[name] for name in KEPT if name in os.environ}
+        mine = {"PYTHONPATH": path, leash.STARTER: str(os.getpid()), MARK_OWNER: self._owner}
+        return subprocess.Popen(
+            command,
+            stdin=stdin,
+            stdout=out,
+            stderr=out,
+            cwd="/",
+            env={**kept, **mine, **marks},
+            start_new_session=True,
+        )
+
+    def _marks(self, job: Job) -> dict[str, str]:
+        return {
+            MARK: f"{self._namespace}:{job.scan_id}:{job.chunk_id}:{job.attempt}",
+            MARK_FOLDER: os.fspath(job.folder),
+        }
+
     def _group(self, want: Resources) -> cgroups.Group | None:
         if self._parent:
             with contextlib.suppress(OSError):
                 return self._parent.make(f"{os.getpid()}.{next(_numbers)}", want, PIDS_LIMIT)
             self._parent = None  # seen once, the kernel will refuse again; `describe` tells from now on
         return None
-
-    def _environment(self, job: Job) -> dict[str, str]:
-        return {
-            **{name: os.environ[name] for name in KEPT if name in os.environ},
-            "PYTHONPATH": os.pathsep.join((PACKAGES, *filter(None, [os.environ.get("PYTHONPATH")]))),
-            leash.STARTER: str(os.getpid()),
-            MARK: f"{self._namespace}:{job.scan_id}:{job.chunk_id}:{job.attempt}",
-            MARK_OWNER: self._owner,
-            MARK_FOLDER: os.fspath(job.folder),
-        }
 
     def _members(self, worker_id: str) -> Callable[[], list[processes.Process]]:
         """Make the function that lists what lives of a worker: its session, and all in its group."""

@@ -112,6 +112,7 @@ def _run(request: Request, *, only_failed: bool, told: bool = False) -> Report:
     )
     try:
         engine.check()
+        engine.prepare()
         resources, cuts = engine.clamp(request.resources, at_a_time=request.max_containers)
         request = replace(request, resources=resources)
         for sentence in () if told else (why, *cuts, *engine.describe()):
@@ -121,7 +122,13 @@ def _run(request: Request, *, only_failed: bool, told: bool = False) -> Report:
             for warning in storage.warnings:
                 request.say(f"Warning: {warning}.")
             bulk = open_bulk(
-                functools.partial(opening.open_catalogue, request.db, create=not only_failed, storage=storage)
+                functools.partial(
+                    opening.open_catalogue,
+                    request.db,
+                    create=not only_failed,
+                    storage=storage,
+                    reserve=False,
+                )
             )
             if request.sizes_only:
                 bulk.conn.execute("PRAGMA synchronous = OFF")
