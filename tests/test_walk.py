@@ -160,6 +160,21 @@ def test_a_digest_under_another_path_is_none(tmp_path):
     assert not any(r.flags & UNCHANGED for r in seen.records)
 
 
+def test_where_sizes_will_do_only_sums_and_names_of_directories_are_told(tmp_path):
+    twice = {"f": 9, "g": Hard("twice/f"), "sub": {}}
+    build(tmp_path, {"plain": {"f": 5, "sub": {"x": 1}, "l": Link("f")}, "twice": twice, "none": {}})
+    with_all = {r.path: r for r in take_apart(walk_twice(tmp_path)).records}
+    seen = take_apart(walk_twice(tmp_path, sizes_only=True))
+    told = {r.path: r for r in seen.records}
+    left_out = {b"", b"plain", b"plain/sub"}
+    assert {p for p, r in told.items() if r.flags & UNCHANGED} == left_out
+    assert set(seen.entries) == {b"twice/f", b"twice/g", b"twice/sub"}, "names of one file count once"
+    for path, r in told.items():
+        before = with_all[path]
+        assert r.subdir_names == before.subdir_names
+        assert r._replace(offset=0, flags=LAST) == before._replace(offset=0)
+
+
 # What is not entered
 
 

@@ -36,11 +36,13 @@ BUDGET_NS = 10**10
 
 @contextmanager
 def opened(path: Path, door: Any, *, patterns: tuple[bytes, ...] = (), known: bytes = b"",
-           one_file_system: bool = False, depth: int = 20_000, shared: Any = None) -> Iterator[Any]:
+           one_file_system: bool = False, depth: int = 20_000, sizes_only: bool = False,
+           shared: Any = None) -> Iterator[Any]:
     """Open a walker of one thread, with its slot in `shared`."""
     fd = walk.open_share(os.fsencode(path))
     try:
-        yield door.Walker(fd, shared or bytearray(walk.SLOT_BYTES), patterns, known, one_file_system, depth)
+        slots = shared or bytearray(walk.SLOT_BYTES)
+        yield door.Walker(fd, slots, patterns, known, one_file_system, depth, sizes_only)
     finally:
         os.close(fd)
 

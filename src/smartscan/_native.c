@@ -134,11 +134,13 @@ static inline size_t pad8(size_t n) { return (n + 7) & ~(size_t)7; }
 
 typedef struct Path { struct Path *next; size_t len; unsigned why; char s[]; } Path;
 enum { AVOID = 1, HOLD = 2, HUSH = 4 }; /* never touched | not entered | its names are listed, and not touched */
+typedef struct { char *text; int of_path, glob; } Pattern;
 
 typedef struct {
     PyObject_HEAD
     int root_fd;
     int one_fs, noatime, use_openat2;
+    int sizes_only;         /* sums of a directory are enough, its entries are left out */
     uint32_t depth;         /* deepest directory that is opened */
     uint64_t root_dev;
     volatile int stop;      /* batches end at the next directory */
@@ -146,7 +148,7 @@ typedef struct {
     uint64_t seen_entries, seen_blocks;   /* by all threads */
     Py_buffer shared;       /* the slots */
     size_t slots;
-    char **patterns;        /* directories that are recorded but not entered */
+    Pattern *patterns;      /* directories that are recorded but not entered */
     size_t n_patterns;
     uint64_t *known;        /* open addressing: key, digest pairs of the last scan */
     size_t known_mask;
@@ -163,6 +165,8 @@ typedef struct { uint64_t dev, ino; int32_t parent; int32_t depth; } Node;
 typedef struct { uint32_t off, len; uint64_t ino; uint8_t type, gone, known, pad; uint32_t target_off, target_len; } Ent;
 typedef struct { uint64_t size, blocks, ino, dev; int64_t mtime, ctime; uint32_t nlink, mode, uid, gid; } St;
 
+typedef struct { uint64_t key; uint32_t i; } Key; /* to sort entry i by */
+
 typedef struct {
     Walker *w;
     Slot *slot;
@@ -170,6 +174,7 @@ typedef struct {
     Ent *ents; size_t n_ents, cap_ents;
     St *sts; size_t cap_sts;
     uint32_t *order; size_t cap_order;
+    Key *keys; size_t cap_keys;
     Job *stack; size_t n_stack, cap_stack;
     Job *left; size_t n_left, cap_left; /* subdirectories of a FILES root: not ours to list */
     Node *nodes; size_t n_nodes, cap_nodes;
@@ -195,7 +200,7 @@ static void batch_free(Batch *b)
     for (size_t i = 0; i < b->n_left; i++) free(b->left[i].path);
     free(b->left);
     free(b->out.p); free(b->names.p); free(b->targets.p); free(b->ents); free(b->sts);
-    free(b->order); free(b->stack); free(b->nodes); free(b->dents);
+    free(b->order); free(b->keys); free(b->stack); free(b->nodes); free(b->dents);
 }
 
 /* What this thread does now. The reader takes a text as true when beat did not move around it.
@@ -236,23 +241,25 @@ static int avoided(Walker *w, const char *dir, size_t dlen, const char *name, si
     return hit;
 }
 
+static int matches(const Pattern *pat, const char *text)
+{
+    const char *want = pat->text + (pat->of_path && pat->text[0] == '/');
+    return pat->glob ? !fnmatch(want, text, 0) : !strcmp(want, text); /* fnmatch(3) takes ten times longer */
+}
 static const char *excluded(Walker *w, const char *dir, size_t dlen, const char *name, int *failed)
 {
     char *full = NULL; /* may be longer than PATH_MAX */
     const char *hit = NULL;
     for (size_t i = 0; i < w->n_patterns && !hit; i++) {
-        const char *pat = w->patterns[i];
-        if (strchr(pat, '/')) {
-            if (!full) {
-                size_t n = strlen(name), at = dlen;
-                if (!(full = malloc(dlen + n + 2))) { *failed = 1; return NULL; }
-                memcpy(full, dir, dlen);
-                if (dlen) full[at++] = '/';
-                memcpy(full + at, name, n + 1);
-            }
-            if (!fnmatch(pat[0] == '/' ? pat + 1 : pat, full, 0)) hit = pat;
-        } else if (!fnmatch(pat, name, 0))
-            hit = pat;
+        const Pattern *pat = &w->patterns[i];
+        if (pat->of_path && !full) {
+            size_t n = strlen(name), at = dlen;
+            if (!(full = malloc(dlen + n + 2))) { *failed = 1; return NULL; }
+            memcpy(full, dir, dlen);
+            if (dlen) full[at++] = '/';
+            memcpy(full + at, name, n + 1);
+        }
+        if (matches(pat, pat->of_path ? full : name)) hit = pat->text;
     }
     free(full);
     return hit;
@@ -447,19 +454,75 @@ static int read_names(Batch *b, int fd)
     return 0;
 }
 
-typedef struct { const char *names; const Ent *ents; } Cmp;
-static int by_name(const void *x, const void *y, void *arg)
+static int by_name(const Batch *b, uint32_t x, uint32_t y)
 {
-    const Cmp *c = arg;
-    const Ent *a = &c->ents[*(const uint32_t *)x], *b = &c->ents[*(const uint32_t *)y];
-    int r = memcmp(c->names + a->off, c->names + b->off, a->len < b->len ? a->len : b->len);
-    return r ? r : (a->len > b->len) - (a->len < b->len);
+    const Ent *a = &b->ents[x], *c = &b->ents[y];
+    int r = memcmp(b->names.p + a->off, b->names.p + c->off, a->len < c->len ? a->len : c->len);
+    return r ? r : (a->len > c->len) - (a->len < c->len);
 }
-static int by_ino(const void *x, const void *y, void *arg)
+static inline int key_less(const Batch *b, const Key *x, const Key *y, int names)
 {
-    const Cmp *c = arg;
-    uint64_t a = c->ents[*(const uint32_t *)x].ino, b = c->ents[*(const uint32_t *)y].ino;
-    return (a > b) - (a < b);
+    return x->key != y->key ? x->key < y->key : names && by_name(b, x->i, y->i) < 0;
+}
+/* Merge sort: with the keys in line it takes a fourth of what qsort(3) takes with a call and two misses per look. */
+static inline void sort_keys(const Batch *b, Key *keys, size_t n, int names)
+{
+    enum { RUN = 12 };
+    for (size_t from = 0; from < n; from += RUN)
+        for (size_t i = from + 1; i < n && i < from + RUN; i++) {
+            Key k = keys[i];
+            size_t at = i;
+            for (; at > from && key_less(b, &k, &keys[at - 1], names); at--) keys[at] = keys[at - 1];
+            keys[at] = k;
+        }
+    Key *in = keys, *out = keys + n;
+    for (size_t width = RUN; width < n; width *= 2) {
+        for (size_t from = 0; from < n; from += 2 * width) {
+            size_t mid = from + width < n ? from + width : n, end = mid + width < n ? mid + width : n;
+            size_t x = from, y = mid, to = from;
+            while (x < mid && y < end) out[to++] = key_less(b, &in[y], &in[x], names) ? in[y++] : in[x++];
+            while (x < mid) out[to++] = in[x++];
+            while (y < end) out[to++] = in[y++];
+        }
+        Key *swap = in;
+        in = out;
+        out = swap;
+    }
+    if (in != keys) memcpy(keys, in, n * sizeof *keys);
+}
+/* Put the entries in the order of their inodes, or of their names. */
+static int sort_ents(Batch *b, int names)
+{
+    size_t n = b->n_ents, same = n ? b->ents[0].len : 0;
+    int sorted = 1;
+    for (size_t i = 0; i < n; i++) {
+        b->order[i] = (uint32_t)i;
+        if (i && sorted) sorted = names ? by_name(b, (uint32_t)i - 1, (uint32_t)i) < 0 : b->ents[i].ino >= b->ents[i - 1].ino;
+    }
+    if (sorted) return 0;
+    if (grow((void **)&b->keys, &b->cap_keys, 2 * n, sizeof(Key))) return -1;
+    const char *first = b->names.p + b->ents[0].off;
+    for (size_t i = 1; names && i < n; i++) {
+        const char *name = b->names.p + b->ents[i].off;
+        size_t k = 0;
+        while (k < same && k < b->ents[i].len && name[k] == first[k]) k++;
+        same = k;
+    }
+    for (size_t i = 0; i < n; i++) {
+        const Ent *e = &b->ents[i];
+        uint64_t key = e->ino;
+        if (names) { /* what follows the beginning that all have */
+            size_t rest = e->len - same;
+            key = 0;
+            memcpy(&key, b->names.p + e->off + same, rest < 8 ? rest : 8);
+            key = __builtin_bswap64(key);
+        }
+        b->keys[i] = (Key){key, (uint32_t)i};
+    }
+    if (names) sort_keys(b, b->keys, n, 1);
+    else sort_keys(b, b->keys, n, 0);
+    for (size_t i = 0; i < n; i++) b->order[i] = b->keys[i].i;
+    return 0;
 }
 
 /* Whether a directory is as it was when it was opened, by its own times, asked anew. */
@@ -483,15 +546,9 @@ static void write_block(Batch *b, int fd, const Job *job, const St *self, int32_
         b->failed = 1;
         return;
     }
-    Cmp cmp = {b->names.p, b->ents};
     b->targets.len = 0;
-    int sorted = 1;
-    for (size_t i = 0; i < n; i++) {
-        b->order[i] = (uint32_t)i;
-        if (i && b->ents[i].ino < b->ents[i - 1].ino) sorted = 0;
-    }
     /* in inode order: on a disk that is the order of the inode tables, many times fewer seeks */
-    if (!sorted) qsort_r(b->order, n, sizeof *b->order, by_ino, &cmp);
+    if (sort_ents(b, 0)) { b->failed = 1; return; }
     size_t gone = 0;
     int hushed = avoided(w, job->path, job->len, "", 0, HUSH);
     if (hushed && state == LISTED && !(flags & BIG)) { state = TIMED_OUT; err = ETIMEDOUT; }
@@ -532,18 +589,12 @@ static void write_block(Batch *b, int fd, const Job *job, const St *self, int32_
             error_at(b, job->path, job->len, b->names.p + e->off, e->len, e->known ? OP_READLINK : OP_STAT, ENOENT);
             if (!e->known) b->sts[b->order[i]] = (St){.mode = UNKNOWN | (uint32_t)DTTOIF(e->type)};
         }
-    sorted = 1;
-    for (size_t i = 1; i < n && sorted; i++) {
-        uint32_t a = (uint32_t)i - 1, c = (uint32_t)i;
-        sorted = by_name(&a, &c, &cmp) < 0;
-    }
-    for (size_t i = 0; i < n; i++) b->order[i] = (uint32_t)i;
-    if (!sorted) qsort_r(b->order, n, sizeof *b->order, by_name, &cmp);
+    if (sort_ents(b, 1)) { b->failed = 1; return; }
     size_t m = 0, twins = 0, names_len = 0, text_len = 0;
     for (size_t i = 0; i < n; i++) {
         Ent *e = &b->ents[b->order[i]];
         if (e->gone) continue;
-        if (m && !by_name(&b->order[m - 1], &b->order[i], &cmp)) { twins++; continue; }
+        if (m && !by_name(b, b->order[m - 1], b->order[i])) { twins++; continue; }
         b->order[m++] = b->order[i];
         names_len += e->len;
         if ((b->sts[b->order[i]].mode & S_IFMT) == S_IFLNK) text_len += 4 + e->target_len;
@@ -586,7 +637,7 @@ static void write_block(Batch *b, int fd, const Job *job, const St *self, int32_
     uint64_t *size = (uint64_t *)p, *blocks = size + m, *mtime = blocks + m, *ctime = mtime + m, *ino = ctime + m;
     uint32_t *nlink = (uint32_t *)(ino + m), *mode = nlink + m, *uid = mode + m, *gid = uid + m, *end = gid + m;
     char *names = (char *)(end + m), *text = names + names_len;
-    uint32_t off = 0, subs = 0, links = 0, symlinks = 0;
+    uint32_t off = 0, subs = 0, links = 0, symlinks = 0, unknown = 0;
     for (size_t i = 0; i < m; i++) {
         const Ent *e = &b->ents[b->order[i]];
         const St *st = &b->sts[b->order[i]];
@@ -596,6 +647,7 @@ static void write_block(Batch *b, int fd, const Job *job, const St *self, int32_
         off += e->len;
         end[i] = off;
         uint32_t type = st->mode & S_IFMT;
+        unknown |= st->mode & UNKNOWN;
         if (type == S_IFLNK) { /* every one has its length, an unread one 0, so that they stay in step */
             memcpy(text, &e->target_len, 4);
             if (e->target_len) memcpy(text + 4, b->targets.p + e->target_off, e->target_len);
@@ -622,8 +674,9 @@ static void write_block(Batch *b, int fd, const Job *job, const St *self, int32_
 
     uint64_t digest;
     h = (Header *)(b->out.p + at);
-    if (m && flags == LAST && state == LISTED && known_digest(w, job->path, job->len, &digest) && digest == h->digest) {
-        /* as it was: only the names of its subdirectories stay, so that the walk can be salvaged */
+    if (m && flags == LAST && state == LISTED
+        && ((w->sizes_only && !links && !unknown) || (known_digest(w, job->path, job->len, &digest) && digest == h->digest))) {
+        /* as it was, or of no interest: only the names of its subdirectories stay, so that the walk can be salvaged */
         uint32_t *ends = (uint32_t *)((char *)(h + 1) + plen), k = 0, len = 0;
         Buf keep = {0};
         for (size_t i = 0; i < m; i++) {
@@ -1002,19 +1055,20 @@ static PyObject *walker_stop(PyObject *self, PyObject *Py_UNUSED(no))
 
 static PyObject *walker_new(PyTypeObject *type, PyObject *args, PyObject *kw)
 {
-    static char *names[] = {"root_fd", "shared", "patterns", "known", "one_file_system", "depth", NULL};
-    int fd, one_fs;
+    static char *names[] = {"root_fd", "shared", "patterns", "known", "one_file_system", "depth", "sizes_only", NULL};
+    int fd, one_fs, sizes_only;
     unsigned int depth;
     PyObject *patterns;
     Py_buffer shared = {0}, known = {0};
-    if (!PyArg_ParseTupleAndKeywords(args, kw, "iw*O!y*pI", names, &fd, &shared, &PyTuple_Type, &patterns, &known, &one_fs, &depth))
+    if (!PyArg_ParseTupleAndKeywords(args, kw, "iw*O!y*pIp", names, &fd, &shared, &PyTuple_Type, &patterns, &known, &one_fs, &depth,
+                                     &sizes_only))
         return NULL;
     allocfunc alloc = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
     Walker *w = (Walker *)alloc(type, 0);
     St st;
     if (!w) goto fail;
     pthread_mutex_init(&w->avoid_lock, NULL);
-    w->root_fd = fd; w->one_fs = one_fs; w->depth = depth; w->use_openat2 = has_openat2(fd); w->noatime = 1;
+    w->root_fd = fd; w->one_fs = one_fs; w->sizes_only = sizes_only; w->depth = depth; w->use_openat2 = has_openat2(fd); w->noatime = 1;
     w->shared = shared; w->slots = (size_t)shared.len / SLOT_BYTES;
     memset(&shared, 0, sizeof shared);
     if (stat_at(fd, "", AT_EMPTY_PATH, &st)) { PyErr_SetFromErrno(PyExc_OSError); goto fail; }
@@ -1024,7 +1078,10 @@ static PyObject *walker_new(PyTypeObject *type, PyObject *args, PyObject *kw)
     for (Py_ssize_t i = 0; i < n; i++) {
         char *s = PyBytes_AsString(PyTuple_GetItem(patterns, i));
         if (!s) goto fail;
-        if (!(w->patterns[w->n_patterns] = strdup(s))) { PyErr_NoMemory(); goto fail; }
+        Pattern *pat = &w->patterns[w->n_patterns];
+        if (!(pat->text = strdup(s))) { PyErr_NoMemory(); goto fail; }
+        pat->of_path = strchr(s, '/') != NULL;
+        pat->glob = strpbrk(s, "*?[\\") != NULL;
         w->n_patterns++;
     }
     size_t pairs = (size_t)known.len / 16, cap = 16;
@@ -1053,7 +1110,7 @@ static void walker_dealloc(PyObject *self)
 {
     Walker *w = (Walker *)self;
     PyTypeObject *type = Py_TYPE(self);
-    for (size_t i = 0; i < w->n_patterns; i++) free(w->patterns[i]);
+    for (size_t i = 0; i < w->n_patterns; i++) free(w->patterns[i].text);
     free(w->patterns);
     free(w->known);
     for (Path *p = w->avoid, *next; p; p = next) { next = p->next; free(p); }
@@ -1074,7 +1131,7 @@ static PyMethodDef walker_methods[] = {
     {"stop", walker_stop, METH_NOARGS, "stop(): batches end at the next directory."},
     {NULL}};
 static PyType_Slot walker_slots[] = {{Py_tp_new, walker_new}, {Py_tp_dealloc, walker_dealloc}, {Py_tp_methods, walker_methods},
-                                     {Py_tp_doc, "Walker(root_fd, shared, patterns, known, one_file_system, depth)"}, {0, NULL}};
+                                     {Py_tp_doc, "Walker(root_fd, shared, patterns, known, one_file_system, depth, sizes_only)"}, {0, NULL}};
 static PyType_Spec walker_spec = {"smartscan._native.Walker", sizeof(Walker), 0, Py_TPFLAGS_DEFAULT, walker_slots};
 
 /* A record without entries, made by the caller: the end of a large directory, a stuck path. */
@@ -1276,11 +1333,16 @@ static PyObject *py_index(PyObject *mod, PyObject *args)
 /* ---- totals of regular files by extension, owner, month and size class ---------------------------- */
 
 typedef struct { uint64_t key_hash; uint8_t dim, len; char key[22]; uint64_t files, bytes, blocks; } Cell;
-typedef struct { Cell *c; size_t mask, n; } Cells;
+typedef struct { Cell *c; size_t mask, n, last[4]; } Cells; /* last: where the last of each dimension is */
 static int cells_add(Cells *t, uint8_t dim, const char *key, size_t len, uint64_t size, uint64_t blocks)
 {
+    Cell *last = t->c ? &t->c[t->last[dim]] : NULL;
+    if (last && last->files && last->dim == dim && last->len == len && !memcmp(last->key, key, len)) {
+        last->files++; last->bytes += size; last->blocks += blocks; /* neighbours are alike */
+        return 0;
+    }
     if (!t->c || t->n * 2 > t->mask) {
-        Cells bigger = {calloc(t->c ? (t->mask + 1) * 4 : 1024, sizeof(Cell)), t->c ? (t->mask + 1) * 4 - 1 : 1023, t->n};
+        Cells bigger = {calloc(t->c ? (t->mask + 1) * 4 : 1024, sizeof(Cell)), t->c ? (t->mask + 1) * 4 - 1 : 1023, t->n, {0}};
         if (!bigger.c) return -1;
         for (size_t i = 0; t->c && i <= t->mask; i++)
             if (t->c[i].files) {
@@ -1300,6 +1362,7 @@ static int cells_add(Cells *t, uint8_t dim, const char *key, size_t len, uint64_
     Cell *c = &t->c[i];
     if (!c->files) { c->key_hash = k; c->dim = dim; c->len = (uint8_t)len; memcpy(c->key, key, len); t->n++; }
     c->files++; c->bytes += size; c->blocks += blocks;
+    t->last[dim] = i;
     return 0;
 }
 /* The extension: after the last dot that is not among the leading dots, 1 to 16 bytes of letters,
@@ -1319,10 +1382,13 @@ static size_t extension(const char *name, size_t len, char *out)
     return len - dot;
 }
 /* YYYY-MM in UTC (days to civil, H. Hinnant's published algorithm) */
-static size_t month(int64_t mtime_ns, char *out)
+static int64_t day_of(int64_t mtime_ns)
 {
     int64_t day = mtime_ns / 86400000000000;
-    if (mtime_ns % 86400000000000 < 0) day--;
+    return day - (mtime_ns % 86400000000000 < 0);
+}
+static size_t month(int64_t day, char *out)
+{
     day += 719468;
     int64_t era = (day >= 0 ? day : day - 146096) / 146097;
     unsigned doe = (unsigned)(day - era * 146097), yoe = (doe - doe / 1460 + doe / 36524 - doe / 146096) / 365;
@@ -1379,7 +1445,10 @@ static PyObject *py_measure(PyObject *mod, PyObject *args)
     (void)mod;
     if (!PyArg_ParseTuple(args, "y*y*n:measure", &buf, &offs, &want)) return NULL;
     Cells t = {0};
-    size_t n_top = 0, failed = 0;
+    size_t n_top = 0, failed = 0, n_owner = 0, n_month = 0;
+    char owner[24], of_month[8];
+    uint32_t uid = 0;
+    int64_t day = 0;
     Top *top = malloc(sizeof *top * (size_t)(want > 0 ? want : 1));
     PyObject *links = PyList_New(0), *tally = PyList_New(0), *large = PyList_New(0), *r = NULL;
     if (!top || !links || !tally || !large) { PyErr_NoMemory(); goto done; }
@@ -1396,12 +1465,14 @@ static PyObject *py_measure(PyObject *mod, PyObject *args)
             const char *cls = size_class(size);
             size_t n = extension(rec.names + from, rec.end[i] - from, key);
             failed |= (size_t)cells_add(&t, 0, key, n, size, blocks);
-            uint32_t u = rec.uid[i];
-            n = 24;
-            do key[--n] = (char)('0' + u % 10); while (u /= 10);
-            failed |= (size_t)cells_add(&t, 1, key + n, 24 - n, size, blocks);
-            n = month(rec.mtime[i], key);
-            failed |= (size_t)cells_add(&t, 2, key, n, size, blocks);
+            if (!n_owner || uid != rec.uid[i]) {
+                uint32_t u = uid = rec.uid[i];
+                for (n_owner = 0; u || !n_owner; u /= 10) owner[sizeof owner - ++n_owner] = (char)('0' + u % 10);
+            }
+            failed |= (size_t)cells_add(&t, 1, owner + sizeof owner - n_owner, n_owner, size, blocks);
+            int64_t on = day_of(rec.mtime[i]);
+            if (!n_month || on != day) n_month = month(day = on, of_month);
+            failed |= (size_t)cells_add(&t, 2, of_month, n_month, size, blocks);
             failed |= (size_t)cells_add(&t, 3, cls, strlen(cls), size, blocks);
             if (want > 0 && size) top_add(top, &n_top, (size_t)want, (Top){size, at, i});
         }

@@ -14,7 +14,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
 from smartscan import mounts
@@ -38,11 +37,14 @@ class Storage:
     warnings: tuple[str, ...]  # sentences for the user
 
 
-def open_catalogue(path: Path, *, create: bool, storage: Storage | None = None) -> sqlite3.Connection:
+def open_catalogue(
+    path: Path, *, create: bool, storage: Storage | None = None, reserve: bool = True
+) -> sqlite3.Connection:
     """Open the catalogue for writing, in the newest version; with `create`, make it where there is none.
 
     In autocommit: write within `transaction`. Text that is not UTF-8 is read as os.fsdecode does.
     `storage` is what `examine` found, where the caller wants to tell its warnings; else it is found out here.
+    Without `reserve` the caller keeps one when it has the time: that takes longer than all else here.
     CatalogueError: missing or read-only directory, not a catalogue, a newer version, used by another path
     (the file is unchanged then); CatalogueFull, CatalogueBusy.
     """
@@ -69,7 +71,8 @@ def open_catalogue(path: Path, *, create: bool, storage: Storage | None = None) 
         conn.execute(f"PRAGMA journal_size_limit = {JOURNAL_BYTES}")
         _upgrade(conn, path)
         undone.pop_all()
-    directory.keep_reserve(path)
+    if reserve:
+        directory.keep_reserve(path)
     return conn
 
 
@@ -188,7 +191,7 @@ def _create(conn: sqlite3.Connection) -> None:
     with transaction(conn):
         if conn.execute("PRAGMA user_version").fetchone()[0]:
             return
-        schema = resources.files(__package__).joinpath("schema.sql").read_text("utf-8")
+        schema = Path(__file__).with_name("schema.sql").read_text("utf-8")
         run_script(conn, schema)
         conn.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         conn.execute(f"PRAGMA user_version = {VERSION}")

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 from smartscan import units
 from smartscan.model import ChunkState, show
-from smartscan.report.page import cells
 
 if TYPE_CHECKING:
     from smartscan.run.request import Glance, Request
@@ -88,12 +87,18 @@ def line(seen: Glance, for_s: float, entries_per_s: float | None, *, columns: in
     }
     for dropped in ("size", "chunks", "rate", "entries", "bar", None):
         text = "  ".join(filter(None, (time_words, *words.values(), alert)))
-        if columns is None or cells(text) <= columns or dropped is None:
+        if columns is None or _cells(text) <= columns or dropped is None:
             break
         del words[dropped]
-    while columns is not None and cells(text) > columns:
+    while columns is not None and _cells(text) > columns:
         text = text[:-1]
     return text
+
+
+def _cells(text: str) -> int:
+    from smartscan.report.page import cells  # late: what begins does not wait for what a page needs
+
+    return cells(text)
 
 
 def _bar(seen: Glance, width: int) -> str:
@@ -122,8 +127,8 @@ def _alert(seen: Glance, columns: int | None) -> str:
         return ""
     path = show(slow.path) or "."
     most = PATH_END if columns is None else min(PATH_END, columns // 2)
-    if cells(path) > most:
-        while path and cells(path) >= most:
+    if _cells(path) > most:
+        while path and _cells(path) >= most:
             path = path[1:]
         path = f"…{path}"
     return f"waiting {units.duration(slow.for_s)} for {path}"

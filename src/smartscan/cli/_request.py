@@ -9,6 +9,7 @@ import math
 import os
 import shlex
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from smartscan.model import Limits, Resources, Rules
 
 if TYPE_CHECKING:
     from smartscan.run import Report, Request
+    from smartscan.run.request import Glance
 
 LEAST_MEMORY = 32 << 20  # Python, and the walker's own buffers
 
@@ -234,12 +236,13 @@ def request(
 
 def carry_out(run: Callable[[Request], Report], made: Request, *, as_json: bool) -> int:
     """Run a request, print how it ended, and give its exit status."""
+    with ProgressLine() as line:
+        ended = run(_loading(made if as_json else line.watch(made)))
+
     from smartscan.catalogue import read
     from smartscan.report import page
     from smartscan.report import scan as scan_report
 
-    with ProgressLine() as line:
-        ended = run(made if as_json else line.watch(made))
     with read.open_for_reading(made.db) as catalogue:
         found = scan_report.summary(catalogue, ended.scan_id)
     if as_json:
@@ -247,3 +250,15 @@ def carry_out(run: Callable[[Request], Report], made: Request, *, as_json: bool)
     else:
         page.show(scan_report.page(found, options.commands(made.db)))
     return int(ended.exit_status)
+
+
+def _loading(made: Request) -> Request:
+    """Load what prints the end while workers read: nobody waits for it then."""
+
+    def glance(seen: Glance) -> None:
+        if seen.entries:
+            from smartscan.catalogue import read  # noqa: F401
+            from smartscan.report import page, scan  # noqa: F401
+        made.glance(seen)
+
+    return replace(made, glance=glance)

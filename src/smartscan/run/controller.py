@@ -110,6 +110,8 @@ class Controller:
         for attempt in [a for a in self.attempts.values() if a.exited]:
             self.tell(sup.Exited(attempt.chunk.id, attempt.number))
         self.tell(sup.Tick())
+        directory.keep_reserve(self.request.db)  # now that workers start: it takes tens of milliseconds
+        directory.give_to_owner(self.request.db)
         while self.ending is None:
             self._come_round()
             if self.stops > self.stops_seen:
@@ -319,6 +321,7 @@ class Controller:
                 stuck=tuple(sorted((self.avoid | self.stuck) - own)),
                 held=tuple(sorted(self.held - own)),
                 known=bool(known),
+                sizes_only=self.request.sizes_only,
                 fs_type=self.fs_type,
                 share_id=self.share_id,
             )

@@ -26,11 +26,21 @@ _SLOT = struct.Struct("<QQQQQIIII")  # beat, entries, dirs, bytes, blocks, op, p
 
 
 def open_walker(
-    root_fd: int, shared: Any, *, patterns: tuple[bytes, ...], known: bytes, one_file_system: bool, depth: int
+    root_fd: int,
+    shared: Any,
+    *,
+    patterns: tuple[bytes, ...],
+    known: bytes,
+    one_file_system: bool,
+    depth: int,
+    sizes_only: bool,
 ) -> Any:
-    """Make a walker on an open share. `shared` is writable memory of SLOT_BYTES for each thread."""
+    """Make a walker on an open share. `shared` is writable memory of SLOT_BYTES for each thread.
+
+    With `sizes_only` entries are left out of records where their sums will do.
+    """
     door = importlib.import_module("smartscan._native" if NATIVE else "smartscan.walk.python")
-    return door.Walker(root_fd, shared, patterns, known, one_file_system, depth)
+    return door.Walker(root_fd, shared, patterns, known, one_file_system, depth, sizes_only)
 
 
 def open_share(path: bytes) -> int:

@@ -169,8 +169,9 @@ class Walker:
     """Lists directories of an open share. May be used by many threads at once, each with its own slot."""
 
     def __init__(self, root_fd: int, shared: Any, patterns: tuple[bytes, ...], known: bytes,
-                 one_file_system: bool, depth: int) -> None:
+                 one_file_system: bool, depth: int, sizes_only: bool) -> None:
         self.root_fd, self.one_file_system, self.depth = root_fd, one_file_system, depth
+        self.sizes_only = sizes_only
         self.view = memoryview(shared).cast("B")
         self.patterns = patterns
         self.known: dict[int, int] = {}
@@ -405,14 +406,21 @@ class Batch:
         own_blocks = sum(st.blocks for st in others)
         self.slot.count(len(once), 0, sum(st.size for st in others), own_blocks)
         self.walker.count(len(once), own_blocks)
-        if once and header.flags == LAST and header.state == LISTED and self.walker.known:
-            digest = self.walker.known.get(xxh64(job.path) or 1)
-            if digest == int.from_bytes(data[24:32], "little"):
-                data = unchanged_record(data)
+        if once and header.flags == LAST and header.state == LISTED and (
+                self._sums_will_do(others) if self.walker.sizes_only else self._is_known(job.path, data)):
+            data = unchanged_record(data)
         for name, st, _ in reversed(once):
             if st.mode & TYPE == DIRECTORY:
                 self._subdirectory(job, node, name.name, st)
         self._emit(data)
+
+    def _sums_will_do(self, others: list[Stat]) -> bool:
+        """Whether nobody who wants only sizes needs the entries themselves."""
+        return not any(st.nlink > 1 or st.mode & UNKNOWN for st in others)
+
+    def _is_known(self, path: bytes, data: bytes) -> bool:
+        known = self.walker.known
+        return bool(known) and known.get(xxh64(path) or 1) == int.from_bytes(data[24:32], "little")
 
     def _stat_all(self, fd: int, job: Job, names: list[Name], own: Stat | None,
                   hushed: bool) -> list[tuple[Name, Stat, bytes]]:

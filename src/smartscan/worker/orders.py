@@ -36,6 +36,7 @@ class Orders:
     share_id: tuple[int, int] | None = (
         None  # (st_dev, st_ino) the share's root must have: what this scan began on
     )
+    sizes_only: bool = False  # a survey: entries are left out where their sums will do
 
     def write(self, folder: Path) -> None:
         write_json(
@@ -53,6 +54,7 @@ class Orders:
                 "stuck_b64": [b64(p) for p in self.stuck],
                 "held_b64": [b64(p) for p in self.held],
                 "known": self.known,
+                "sizes_only": self.sizes_only,
                 "fs_type": self.fs_type,
                 "share_id": self.share_id,
             },
@@ -79,6 +81,7 @@ class Orders:
                 stuck=tuple(unb64(p) for p in data["stuck_b64"]),
                 held=tuple(unb64(p) for p in data["held_b64"]),
                 known=bool(data["known"]),
+                sizes_only=bool(data["sizes_only"]),
                 fs_type=data["fs_type"],
                 share_id=tuple(data["share_id"]) if data["share_id"] else None,
             )

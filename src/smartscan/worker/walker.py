@@ -507,6 +507,7 @@ class Walker:
             known=known,
             one_file_system=self.orders.one_file_system,
             depth=self.limits.depth,
+            sizes_only=self.orders.sizes_only,
         )
         self.core.limit(self.limits.chunk_entries, -(-self.limits.chunk_bytes // 512))
         for path in self.orders.stuck:

@@ -45,6 +45,7 @@ _OTHER_NAME = (
     "JOIN dir ON dir.id = e.dir_id JOIN attr AS a ON a.id = e.attr_id "
     "WHERE e.counted = 0 AND e.ino = ? AND dir.mount_id = ? AND dir.dev IS ? LIMIT 1"
 )
+_LAST_UNCHANGED = LAST | UNCHANGED
 _LISTED = STATES.index(DirState.LISTED)
 _NOTHING = Sum()
 _FOUND = (DirState.FOUND.value, None, None, None, None, 0, 0, 0)  # a row's state to own_blocks
@@ -94,6 +95,8 @@ class Intake:
                 d = i.find(r.path) or self._make(r.path)
             if d.scan_id == i.scan_id and d.state != DirState.FOUND:
                 continue  # decided in this scan already: what comes twice changes nothing
+            if self._is_unchanged(r, d):
+                continue
             self._entries(r, d)
             if r.flags & LAST:
                 state = STATES[r.state]
@@ -136,7 +139,8 @@ class Intake:
         """
         (_, _, path, flags, state, err, _, n, _, digest, dev, own_blocks,
          files, size, blocks, _, _, dirs, _, text, _) = r  # fmt: skip
-        if flags != LAST or state != _LISTED or err or text:
+        sums_only = flags == _LAST_UNCHANGED and self.ingest.sizes_only
+        if not (flags == LAST or sums_only) or state != _LISTED or err or text:
             return False
         above_path, _, name = path.rpartition(b"/")
         above = self.ingest.cache.get(above_path)
@@ -150,7 +154,7 @@ class Intake:
         self.next_id += 1
         disk = (blocks + own_blocks) * 512
         self.totals.sums[id_] = d, Sum(files, n, size, disk)
-        if n:
+        if n and not sums_only:
             self.plain.append((r, d))
         c.entries += n
         c.bytes += size
@@ -158,6 +162,25 @@ class Intake:
         c.dirs += 1
         if i.rescan:
             c.new += n
+        return True
+
+    def _is_unchanged(self, r: Record, d: Dir) -> bool:
+        """Take a directory that is as it was, which nearly all are in a later scan; what `_entries` and
+        `_decide` do for all others. False where it is not such.
+        """
+        (_, _, _, flags, state, err, _, n, _, digest, dev, own_blocks,
+         _, size, blocks, _, _, _, _, text, _) = r  # fmt: skip
+        if flags != _LAST_UNCHANGED or state != _LISTED or d.state != "listed" or err or text:
+            return False
+        own_blocks = signed(own_blocks)
+        if (d.digest, d.dev, d.own_blocks) != (signed(digest), signed(dev), own_blocks):
+            return False
+        d.scan_id, d.listed, c = self.ingest.scan_id, True, self.counts
+        self.unchanged.append((d.scan_id, d.id))
+        c.entries += n
+        c.bytes += size
+        c.disk_bytes += (blocks + own_blocks) * 512
+        c.dirs += 1
         return True
 
     def _make(self, path: bytes) -> Dir:
@@ -191,12 +214,14 @@ class Intake:
             large.dirs += r.subdirs
             if d.dev is None:
                 self._set_dev(d, signed(r.dev))  # its next blocks look for names of their files in this one
-        if r.flags & UNCHANGED:
+        sums_only = r.flags & UNCHANGED and self.ingest.sizes_only and not d.listed
+        if r.flags & UNCHANGED and not sums_only:
             return
         same = whole and d.listed and d.digest == signed(r.dir_digest)
         if not d.listed:
             if r.n:
-                self.plain.append((r, d))
+                if not sums_only:
+                    self.plain.append((r, d))
                 self.totals.of(d).add(r.files, r.n, r.bytes, r.blocks * 512)
                 if self.ingest.rescan:
                     c.new += r.n
