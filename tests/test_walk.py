@@ -96,16 +96,6 @@ def test_everything_odd_is_seen_as_find_sees_it(tmp_path):
             assert seen.states[odd.bind] == OTHER_MOUNT
 
 
-@pytest.mark.slow
-@needs_native
-def test_everything_odd_at_its_real_size(tmp_path):
-    with odd_tree(tmp_path / "share", big=True) as odd:
-        seen = walk_all(odd.path, native, patterns=(b"wide",))
-        assert sum(p.startswith(b"deep/") for p in seen.states) == odd.deep
-        check_wide = walk_all(odd.path / "wide", native)
-        assert len(check_wide.entries) == odd.wide
-
-
 @both
 def test_any_cut_of_a_walk_into_calls_gives_the_same(tmp_path, door):
     build(tmp_path, {"a": {"b": {"c": {}}, "f": 1}, "d": {"e": {"f": 5}}, "g": Link("a")})

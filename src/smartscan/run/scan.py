@@ -100,8 +100,8 @@ def planned(conn: sqlite3.Connection, mount_id: int, request: Request) -> list[P
 
 
 def _run(request: Request, *, only_failed: bool, told: bool = False) -> Report:
-    # Rows come as a hundred thousand small tuples at a time, none of them in a cycle: looking through them again
-    # and again costs 3 % of a scan.
+    # Rows come as a hundred thousand small tuples at a time, none of them in a cycle: looking through them
+    # again and again costs 3 % of a scan.
     if gc.get_freeze_count():  # by an earlier scan of this process, whose leavings are let go
         gc.unfreeze()
         gc.collect()
