@@ -36,7 +36,7 @@ native:
 docs: setup
 	$(PYTHON) tools/docs.py
 
-# Every row of the matrix of faults, every step of it, and docs/reliability.md made of what was measured: an hour.
+# Every row of the matrix of faults, every step of it, and docs/reliability.md made of what was measured: half an hour.
 reliability: setup
 	@trap : INT TERM; \
 	if [ -x tests/docker-up ]; then set -a; eval "$$(tests/docker-up)"; set +a; fi; \

@@ -2,7 +2,7 @@
 
 Touches: what the tests in tests/faults touch; docs/reliability.md, written only where no test failed.
 
-    reliability.py            run all, every step of everything; an hour on two CPUs
+    reliability.py            run all, every step of everything; about half an hour on two CPUs
     reliability.py FIGURES    make the document of the figures of earlier runs (see SMART_SCAN_FIGURES)
 
 SMART_SCAN_STEPS, SMART_SCAN_SCANS and SMART_SCAN_HISTORIES make it shorter; the document says how many it
