@@ -54,6 +54,7 @@ from smartscan.worker.orders import Orders
 
 BATCH_NS = 5_000_000  # one call into the walker: long against the 20 us it costs, short against a redo
 SEAL_BYTES = 8 << 20  # about 100,000 entries: a tenth of a second to ingest
+SEAL_ENTRIES = 250_000  # where few bytes stand for many: unchanged directories, and those of a survey
 SEAL_S = 1.0  # rows become visible about this long after they were read
 FEW_DIRS = 256  # with so few waiting a chunk may have a tenth more entries: it is perhaps the end
 SPARE_SLOTS = 32  # threads that may be lost to hung calls before the walker gives up
@@ -122,6 +123,7 @@ class Walker:
         self.parts: deque[Part] = deque()  # full, to be sealed by the watching thread
         self.part: Part | None = None
         self.part_since = 0.0
+        self.part_from = 0  # entries seen when the part was begun
         self.started = 0.0
         self.part_number = 0
         self.ending = ""  # why no new directory is begun
@@ -309,8 +311,9 @@ class Walker:
         if self.part is None:
             self.part = self._new_part()
             self.part_since = time.monotonic()
+            self.part_from = self.core.seen()[0]
         self.part.write(records)
-        if self.part.bytes >= SEAL_BYTES:
+        if self.part.bytes >= SEAL_BYTES or self.core.seen()[0] - self.part_from >= SEAL_ENTRIES:
             self.parts.append(self.part)
             self.part = None
             self.watch.notify()
