@@ -85,15 +85,13 @@ def svg(chart: Chart) -> str:
             f'<path d="M{LEFT} {at_y(y):.1f}H{WIDTH - RIGHT}" stroke="#e4e4e4"/>'
             f'<text x="{LEFT - 6}" y="{at_y(y) + 4:.1f}" text-anchor="end">{_short(y)}</text>'
         )
-    labels: list[float] = []
-    for (name, line), colour in zip(chart.lines.items(), COLOURS, strict=False):
+    label = 0.0
+    lines = zip(chart.lines.items(), COLOURS, strict=False)
+    for (name, line), colour in sorted(lines, key=lambda one: -one[0][1][-1][1]):  # as their ends lie
         path = " ".join(f"{at_x(x):.1f},{at_y(y):.1f}" for x, y in line)
         out.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
         out += [f'<circle cx="{at_x(x):.1f}" cy="{at_y(y):.1f}" r="3" fill="{colour}"/>' for x, y in line]
-        label = at_y(line[-1][1]) + 4
-        while any(abs(label - other) < 14 for other in labels):
-            label += 14
-        labels.append(label)
+        label = max(label + 14, at_y(line[-1][1]) + 4)
         out.append(
             f'<text x="{WIDTH - RIGHT + 10}" y="{label:.1f}" fill="{colour}">{escape(name)}</text>'
         )

@@ -74,7 +74,10 @@ def keep_reserve(path: Path) -> bool:
         return False
     try:
         # Random, because a file system that compresses would keep nothing of zeros.
-        reserve.write_bytes(os.urandom(RESERVE_BYTES >> 4) * 16)
+        block = os.urandom(RESERVE_BYTES >> 4)
+        with reserve.open("wb") as file:
+            for _ in range(16):
+                file.write(block)
     except OSError:
         release_reserve(path)
         return False

@@ -37,14 +37,11 @@ class Storage:
     warnings: tuple[str, ...]  # sentences for the user
 
 
-def open_catalogue(
-    path: Path, *, create: bool, storage: Storage | None = None, reserve: bool = True
-) -> sqlite3.Connection:
+def open_catalogue(path: Path, *, create: bool, storage: Storage | None = None) -> sqlite3.Connection:
     """Open the catalogue for writing, in the newest version; with `create`, make it where there is none.
 
     In autocommit: write within `transaction`. Text that is not UTF-8 is read as os.fsdecode does.
     `storage` is what `examine` found, where the caller wants to tell its warnings; else it is found out here.
-    Without `reserve` the caller keeps one when it has the time: that takes longer than all else here.
     CatalogueError: missing or read-only directory, not a catalogue, a newer version, used by another path
     (the file is unchanged then); CatalogueFull, CatalogueBusy.
     """
@@ -71,8 +68,7 @@ def open_catalogue(
         conn.execute(f"PRAGMA journal_size_limit = {JOURNAL_BYTES}")
         _upgrade(conn, path)
         undone.pop_all()
-    if reserve:
-        directory.keep_reserve(path)
+    directory.keep_reserve(path)
     return conn
 
 

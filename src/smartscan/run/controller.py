@@ -110,8 +110,6 @@ class Controller:
         for attempt in [a for a in self.attempts.values() if a.exited]:
             self.tell(sup.Exited(attempt.chunk.id, attempt.number))
         self.tell(sup.Tick())
-        directory.keep_reserve(self.request.db)  # now that workers start: it takes tens of milliseconds
-        directory.give_to_owner(self.request.db)
         while self.ending is None:
             self._come_round()
             if self.stops > self.stops_seen:

@@ -124,13 +124,7 @@ def _run(request: Request, *, only_failed: bool, told: bool = False) -> Report:
             for warning in storage.warnings:
                 request.say(f"Warning: {warning}.")
             bulk = open_bulk(
-                functools.partial(
-                    opening.open_catalogue,
-                    request.db,
-                    create=not only_failed,
-                    storage=storage,
-                    reserve=False,
-                )
+                functools.partial(opening.open_catalogue, request.db, create=not only_failed, storage=storage)
             )
             if request.sizes_only:
                 bulk.conn.execute("PRAGMA synchronous = OFF")
