@@ -16,7 +16,8 @@ def test_it_has_the_same_commands():
     launched = run(str(LAUNCHER), "--help")
     module = run("-m", "smartscan.cli", "--help")
     assert launched.returncode == module.returncode == 0
-    assert launched.stdout == module.stdout.replace("Usage: smartscan", f"Usage: python3 {LAUNCHER}")
+    expected = module.stdout.replace("Usage: smartscan", f"Usage: python3 {LAUNCHER}")
+    assert launched.stdout.split() == expected.split()  # a long path is wrapped
 
 
 def test_it_passes_the_exit_status_on():
