@@ -5,6 +5,7 @@ Touches: what `run` touches; stdout, stderr.
 
 from __future__ import annotations
 
+import importlib
 import math
 import os
 import shlex
@@ -237,7 +238,8 @@ def request(
 def carry_out(run: Callable[[Request], Report], made: Request, *, as_json: bool) -> int:
     """Run a request, print how it ended, and give its exit status."""
     with ProgressLine() as line:
-        ended = run(_loading(made if as_json else line.watch(made)))
+        watched = made if as_json else line.watch(made)
+        ended = run(loading(watched, "catalogue.read", "report.page", "report.scan"))
 
     from smartscan.catalogue import read
     from smartscan.report import page
@@ -252,13 +254,13 @@ def carry_out(run: Callable[[Request], Report], made: Request, *, as_json: bool)
     return int(ended.exit_status)
 
 
-def _loading(made: Request) -> Request:
+def loading(made: Request, *modules: str) -> Request:
     """Load what prints the end while workers read: nobody waits for it then."""
 
     def glance(seen: Glance) -> None:
         if seen.entries:
-            from smartscan.catalogue import read  # noqa: F401
-            from smartscan.report import page, scan  # noqa: F401
+            for module in modules:
+                importlib.import_module(f"smartscan.{module}")
         made.glance(seen)
 
     return replace(made, glance=glance)

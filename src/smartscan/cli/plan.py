@@ -48,8 +48,6 @@ def command(
     links once.
     """
     from smartscan import run
-    from smartscan.report import page
-    from smartscan.report import plan as report
     from smartscan.run.scan import planned
 
     if not mount_path:
@@ -69,7 +67,12 @@ def command(
     else:
         made = _request.request(mount_path, mount_name or "share", db, **wanted)
         with ProgressLine() as line:
-            chunks, whole = run.survey(made if as_json else line.watch(made))
+            watched = made if as_json else line.watch(made)
+            chunks, whole = run.survey(_request.loading(watched, "report.page", "report.plan"))
+
+    from smartscan.report import page
+    from smartscan.report import plan as report
+
     if as_json:
         page.show_json(report.as_json(chunks))
     else:
