@@ -28,6 +28,7 @@ from smartscan.catalogue import ledger
 from smartscan.catalogue import open as opening
 from smartscan.catalogue.bulk import Bulk, open_bulk
 from smartscan.catalogue.ingest import Ingest
+from smartscan.catalogue.tree import mount_usage
 from smartscan.errors import EXIT_MOUNT_DEAD
 from smartscan.model import Limits, Root, Rules, ScanState
 from smartscan.run import Request
@@ -255,7 +256,7 @@ def _ingest(request: Request, shards: list[tuple[int, Path]]) -> None:
     with closing(bulk.conn) as conn:
         with opening.transaction(conn):
             mount_id = ledger.mount(conn, request.name, request.path, 0.0)
-            rescan = ledger.mount_usage(conn, mount_id) is not None
+            rescan = mount_usage(conn, mount_id) is not None
             scan_id = ledger.begin(conn, mount_id, engine="local", controller="{}", options={}, at=0.0)
             chunks = {
                 number: ledger.add_chunk(conn, scan_id, [Root(b"")], "plan", 0.0).id

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Iterable
-from errno import EEXIST, ETIMEDOUT
+from collections.abc import Iterable
 from typing import Any
 
 from smartscan.catalogue.numbers import signed
@@ -17,14 +16,11 @@ from smartscan.errors import UsageError
 from smartscan.model import (
     Chunk,
     ChunkState,
-    DirState,
     Outcome,
     Progress,
     Root,
     ScanState,
     Scope,
-    Usage,
-    join,
     show,
 )
 
@@ -397,208 +393,3 @@ def taken(conn: sqlite3.Connection, chunk_id: int, attempt: int, name: str, at: 
         ).rowcount
         > 0
     )
-
-
-# -- what is known of the tree ---------------------------------------------------------------------------
-
-_USAGE = (
-    "SELECT d.id, CAST(d.name AS BLOB), d.bytes, d.disk_bytes, d.entries, d.own_entries, d.disk_bytes "
-    "- (SELECT CAST(total(c.disk_bytes) AS INTEGER) FROM dir AS c "
-    "WHERE c.mount_id = d.mount_id AND c.parent_id = d.id) FROM "
-    "dir AS d WHERE d.mount_id = ? "
-)
-
-
-def mount_usage(conn: sqlite3.Connection, mount_id: int) -> Usage | None:
-    """What the catalogue knows of a mount's size; None where it was never listed."""
-    row = conn.execute(_USAGE + "AND d.parent_id IS NULL", (mount_id,)).fetchone()
-    return Usage(b"", row[2], row[3], row[4], row[6], row[5]) if row and row[4] else None
-
-
-def child_usages(conn: sqlite3.Connection, mount_id: int) -> Callable[[bytes], list[Usage]]:
-    """Give a function that says what the catalogue knows of the sizes of a directory's subdirectories.
-
-    It is asked of the mount first, and of each directory once, after the one it lies in: it remembers their
-    rows, for looking paths up from the top costs the square of the depth.
-    """
-    rows = {b"": dir_id_of(conn, mount_id, b"")}
-
-    def children(path: bytes) -> list[Usage]:
-        found = []
-        for dir_id, name, size, disk, entries, own, own_disk in conn.execute(
-            _USAGE + "AND d.parent_id = ?", (mount_id, rows.pop(path))
-        ):
-            child = join(path, name)
-            rows[child] = dir_id
-            found.append(Usage(child, size, disk, entries, own_disk, own))
-        return found
-
-    return children
-
-
-def usage_of(conn: sqlite3.Connection, mount_id: int, root: Root) -> tuple[int, int] | None:
-    """Disk bytes and entries expected below a root; None where nothing is known."""
-    dir_id = dir_id_of(conn, mount_id, root.path)
-    if dir_id is None:
-        return None
-    row = conn.execute(_USAGE + "AND d.id = ?", (mount_id, dir_id)).fetchone()
-    if row is None or not row[4]:
-        return None
-    return (row[6], row[5]) if root.scope is Scope.FILES else (row[3], row[4])
-
-
-def dir_id_of(conn: sqlite3.Connection, mount_id: int, path: bytes) -> int | None:
-    """Find a directory's row by its path. Cost: one lookup per component."""
-    row = conn.execute("SELECT id FROM dir WHERE mount_id = ? AND parent_id IS NULL", (mount_id,)).fetchone()
-    for name in path.split(b"/") if path else ():
-        if row is None:
-            return None
-        row = conn.execute(
-            "SELECT id FROM dir WHERE mount_id = ? AND parent_id = ? AND name = CAST(? AS TEXT)",
-            (mount_id, row[0], name),
-        ).fetchone()
-    return None if row is None else int(row[0])
-
-
-def is_decided(conn: sqlite3.Connection, mount_id: int, scan_id: int, path: bytes) -> bool:
-    """Whether this scan knows already what became of a directory."""
-    dir_id = dir_id_of(conn, mount_id, path)
-    if dir_id is None:
-        return False
-    row = conn.execute("SELECT scan_id, state FROM dir WHERE id = ?", (dir_id,)).fetchone()
-    return bool(row[0] == scan_id and row[1] != DirState.FOUND)
-
-
-def reopen_failed(conn: sqlite3.Connection, mount_id: int, scan_id: int) -> list[bytes]:
-    """Make the directories that a scan could not read undecided again, and give their paths."""
-    failed = (DirState.DENIED, DirState.TIMED_OUT, DirState.IO_ERROR)
-    rows = conn.execute(
-        "SELECT id FROM dir WHERE mount_id = ? AND scan_id = ? AND state IN (?, ?, ?)",
-        (mount_id, scan_id, *failed),
-    ).fetchall()
-    conn.executemany("UPDATE dir SET state = 'found', reason = NULL, scan_id = NULL WHERE id = ?", rows)
-    return sorted(dir_path(conn, dir_id) for (dir_id,) in rows)
-
-
-def dir_path(conn: sqlite3.Connection, dir_id: int) -> bytes:
-    """Give a directory's path by climbing its parents."""
-    names: list[bytes] = []
-    while True:
-        parent_id, name = conn.execute(
-            "SELECT parent_id, CAST(name AS BLOB) FROM dir WHERE id = ?", (dir_id,)
-        ).fetchone()
-        if parent_id is None:
-            return b"/".join(reversed(names))
-        names.append(name)
-        dir_id = parent_id
-
-
-def undue(
-    conn: sqlite3.Connection, mount_id: int, now: float, *, everything: bool = False
-) -> list[tuple[bytes, str, float | None]]:
-    """List paths that did not answer and are not to be tried before a later time; with `everything`, all.
-
-    The share itself is always tried.
-    """
-    when = "" if everything else "AND retry_at > ?"
-    return conn.execute(
-        "SELECT CAST(path AS BLOB), op, retry_at FROM problem WHERE mount_id = ? AND cleared_at IS NULL AND "
-        f"retry_at IS NOT NULL AND path <> '' {when}",
-        (mount_id,) if everything else (mount_id, now),
-    ).fetchall()
-
-
-def has_stat(conn: sqlite3.Connection, mount_id: int, path: bytes) -> bool:
-    """Whether the entry of a path says more than its name."""
-    above, _, name = path.rpartition(b"/")
-    row = conn.execute(
-        "SELECT size FROM entry WHERE dir_id = ? AND name = CAST(? AS TEXT)",
-        (dir_id_of(conn, mount_id, above), name),
-    ).fetchone()
-    return row is None or row[0] is not None
-
-
-def silent_directories(conn: sqlite3.Connection, mount_id: int, scan_id: int) -> list[bytes]:
-    """List directories of which not even a stat was answered: only their name in a listing tells of them."""
-    found = []
-    for (path,) in conn.execute(
-        "SELECT CAST(path AS BLOB) FROM problem WHERE mount_id = ? AND cleared_at IS NULL AND op = 'stat' "
-        "AND errno = ?",
-        (mount_id, ETIMEDOUT),
-    ).fetchall():
-        above, _, name = path.rpartition(b"/")
-        named = conn.execute(
-            "SELECT 1 FROM entry JOIN attr ON attr.id = entry.attr_id "
-            "WHERE dir_id = ? AND name = CAST(? AS TEXT) AND size IS NULL AND attr.type = 'd'",
-            (dir_id_of(conn, mount_id, above), name),
-        ).fetchone()
-        if named and not is_decided(conn, mount_id, scan_id, path):
-            found.append(path)
-    return found
-
-
-def due_at_once(conn: sqlite3.Connection, mount_id: int, scan_id: int, at: float) -> None:
-    """Let the next scan try what did not answer in this one: where the mount is dead, no path is to blame."""
-    conn.execute(
-        "UPDATE problem SET retry_at = ? WHERE mount_id = ? AND scan_id = ? AND errno = ? "
-        "AND cleared_at IS NULL",
-        (at, mount_id, scan_id, ETIMEDOUT),
-    )
-
-
-def account(conn: sqlite3.Connection, mount_id: int, scan_id: int) -> tuple[dict[str, int], int]:
-    """Count the directories of a scan by state, and all that it found.
-
-    Cost: one pass over the directories.
-    """
-    states: dict[str, int] = {}
-    found = 1
-    for state, count, below in conn.execute(
-        "SELECT state, count(*), sum(own_dirs) FROM dir WHERE mount_id = ? AND scan_id = ? GROUP BY state",
-        (mount_id, scan_id),
-    ):
-        states[state] = count
-        found += below
-    return states, found
-
-
-def undecided(conn: sqlite3.Connection, mount_id: int, scan_id: int) -> int:
-    """Count the directories in the listings of a scan of which it does not know what became.
-
-    Cost: one look per directory.
-    """
-    return int(
-        conn.execute(
-            "SELECT ifnull(sum(max(0, p.own_dirs - (SELECT count(*) FROM dir AS c WHERE c.mount_id = ?1 AND "
-            "c.parent_id = p.id AND c.scan_id = ?2 AND c.state <> 'found'))), 0) "
-            "FROM dir AS p WHERE p.mount_id = ?1 AND p.scan_id = ?2 AND p.own_dirs > 0",
-            (mount_id, scan_id),
-        ).fetchone()[0]
-    )
-
-
-def clear_problems(conn: sqlite3.Connection, mount_id: int, scan_id: int, at: float) -> None:
-    """Close the problems at places that this scan has read after all, or that are gone."""
-    for path, op, errno, seen in conn.execute(
-        "SELECT CAST(path AS BLOB), op, errno, scan_id FROM problem "
-        "WHERE mount_id = ? AND cleared_at IS NULL",
-        (mount_id,),
-    ).fetchall():
-        of_entry = op in ("stat", "readlink")
-        place, _, name = path.rpartition(b"/") if of_entry else (path, b"", b"")
-        dir_id = dir_id_of(conn, mount_id, place)
-        row = conn.execute("SELECT state, scan_id FROM dir WHERE id = ?", (dir_id,)).fetchone()
-        listed = row is not None and row == (DirState.LISTED, scan_id)
-        if listed and op == "stat":  # its directory is listed also where it was left alone itself
-            known = conn.execute(
-                "SELECT size FROM entry WHERE dir_id = ? AND name = CAST(? AS TEXT)", (dir_id, name)
-            ).fetchone()
-            listed = known is None or known[0] is not None
-        elif listed and seen == scan_id:  # read after it could not be: only what says so of itself
-            # A listing that named something twice was read, and is still odd.
-            listed = not of_entry and errno != EEXIST
-        if row is None or listed:
-            conn.execute(
-                "UPDATE problem SET cleared_at = ? WHERE mount_id = ? AND path = CAST(? AS TEXT) AND op = ?",
-                (at, mount_id, path, op),
-            )

@@ -20,6 +20,7 @@ from smartscan.catalogue.migrations import VERSION
 from smartscan.catalogue.numbers import unsigned
 from smartscan.catalogue.open import APPLICATION_ID, sqlite_errors
 from smartscan.catalogue.rows import Directory, LargeFile, Mount, Problem, Tally, Totals
+from smartscan.catalogue.tree import path_of
 from smartscan.errors import CatalogueError, UsageError
 from smartscan.model import DirState, join
 
@@ -242,19 +243,6 @@ def missing(db: sqlite3.Connection, mount: Mount, *, limit: int) -> list[Directo
         Directory(mount, path_of(db, row[0]), True, DirState(row[1]), *row[2:-2], *map(unsigned, row[-2:]))
         for row in rows
     ]
-
-
-def path_of(db: sqlite3.Connection, dir_id: int) -> bytes:
-    """Rebuild the path of a directory by climbing to its mount."""
-    names = db.execute(
-        """WITH RECURSIVE up(parent_id, name, height) AS (
-               SELECT parent_id, name, 0 FROM dir WHERE id = ?
-               UNION ALL
-               SELECT dir.parent_id, dir.name, up.height + 1 FROM up JOIN dir ON dir.id = up.parent_id
-           ) SELECT CAST(name AS BLOB) FROM up WHERE parent_id IS NOT NULL ORDER BY height DESC""",
-        (dir_id,),
-    )
-    return b"/".join(name for (name,) in names)
 
 
 def unanswered(db: sqlite3.Connection, mount: Mount, scan_id: int, *, limit: int) -> list[Problem]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from smartscan.catalogue import ledger
+from smartscan.catalogue import ledger, tree
 from smartscan.catalogue.ingest import Ingest
 from smartscan.model import Chunk, Root, Scope, show
 from smartscan.plan import MAX_ROOTS, pack
@@ -48,7 +48,7 @@ class ChunkMaker:
     def make(self, roots: tuple[Root, ...], origin: str, parent_id: int | None) -> Chunk:
         """Make one chunk of these roots, with what is known of its size."""
         sizes = (
-            [ledger.usage_of(self.conn, self.mount_id, r) for r in roots]
+            [tree.usage_of(self.conn, self.mount_id, r) for r in roots]
             if self.rescan and len(roots) <= SIZES_ASKED
             else [None]
         )
@@ -75,6 +75,6 @@ class ChunkMaker:
 
     def _held(self, path: bytes, parent_id: int) -> bool:
         return (
-            ledger.is_decided(self.conn, self.mount_id, self.scan_id, path)
+            tree.is_decided(self.conn, self.mount_id, self.scan_id, path)
             or ledger.is_root_elsewhere(self.conn, self.scan_id, path, parent_id)
         )

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from smartscan.catalogue import ledger
+from smartscan.catalogue import ledger, tree
 from smartscan.catalogue.ingest import Ingest
 from smartscan.catalogue.problems import note_problem
 from smartscan.engine import Status
@@ -258,7 +258,7 @@ def note_stuck(ingest: Ingest, stuck: Iterable[Stuck], fs_type: str, source: str
     for s in stuck:
         e = s.error
         whole = e.op in (Op.OPEN, Op.READDIR)
-        if whole and not s.noted and e.path and ledger.is_decided(
+        if whole and not s.noted and e.path and tree.is_decided(
             ingest.conn, ingest.mount_id, ingest.scan_id, e.path
         ):
             continue  # its thread had gone on since it was last seen in it

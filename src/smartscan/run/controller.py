@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from smartscan import supervisor as sup
-from smartscan.catalogue import directory, ledger
+from smartscan.catalogue import directory, ledger, tree
 from smartscan.catalogue.ingest import Ingest
 from smartscan.catalogue.lock import MountLock
 from smartscan.catalogue.open import transaction
@@ -268,7 +268,7 @@ class Controller:
         self.finished["quarantined"] += 1
         chunk = self.chunks.pop(chunk_id, None)
         for root in chunk.roots if chunk else ():
-            if not ledger.is_decided(self.conn, self.mount_id, self.scan_id, root.path):
+            if not tree.is_decided(self.conn, self.mount_id, self.scan_id, root.path):
                 dead = reason == sup.MOUNT_DEAD
                 state, err = (DirState.TIMED_OUT, ETIMEDOUT) if dead else (DirState.IO_ERROR, EIO)
                 self.ingest.decide(root.path, state, reason, time.time(), err=err)

@@ -24,7 +24,7 @@ from typing import Any
 
 from smartscan import engine as engines
 from smartscan import supervisor as sup
-from smartscan.catalogue import directory, ledger
+from smartscan.catalogue import directory, ledger, problems, tree
 from smartscan.catalogue import open as opening
 from smartscan.catalogue.bulk import Bulk, open_bulk
 from smartscan.catalogue.ingest import Ingest, refill_largest
@@ -88,12 +88,12 @@ def survey(request: Request, *, told: bool = False) -> tuple[list[PlannedChunk],
 
 def planned(conn: sqlite3.Connection, mount_id: int, request: Request) -> list[PlannedChunk]:
     """Cut a mount into chunks by what the catalogue knows of it; empty where it knows nothing."""
-    usage = ledger.mount_usage(conn, mount_id)
+    usage = tree.mount_usage(conn, mount_id)
     if usage is None:
         return []
     return plan(
         usage,
-        ledger.child_usages(conn, mount_id),
+        tree.child_usages(conn, mount_id),
         limit_bytes=request.limits.chunk_bytes,
         limit_entries=request.limits.chunk_entries,
     )
@@ -170,7 +170,7 @@ class _Scan:
         if self.new and request.analyze:
             self._survey()
         if not self.only_failed:
-            self.avoid = ledger.undue(self.conn, self.mount_id, self.now)
+            self.avoid = problems.undue(self.conn, self.mount_id, self.now)
         ingest = Ingest(
             self.bulk, self.mount_id, self.scan_id, rescan=self.rescan, sizes_only=request.sizes_only
         )
@@ -287,7 +287,7 @@ class _Scan:
 
     def _expected(self) -> int | None:
         """How many entries a progress line may expect; None where nobody can know."""
-        usage = ledger.mount_usage(self.conn, self.mount_id) if self.rescan and self.new else None
+        usage = tree.mount_usage(self.conn, self.mount_id) if self.rescan and self.new else None
         return usage.entries if usage else sum(p.est_entries for p in self.surveyed) or None
 
     # -- chunks to begin with -----------------------------------------------------------------------------
@@ -298,7 +298,7 @@ class _Scan:
         avoided = {p for p, _, _ in self.avoid}
         due = [
             p
-            for p, op, _ in ledger.undue(self.conn, self.mount_id, self.now, everything=True)
+            for p, op, _ in problems.undue(self.conn, self.mount_id, self.now, everything=True)
             if op != "stat" and p and p not in avoided
         ]
         made: list[Chunk] = []
@@ -347,19 +347,19 @@ class _Scan:
         }
         if self.only_failed:
             with opening.transaction(self.conn):
-                paths = ledger.reopen_failed(self.conn, self.mount_id, self.scan_id)
+                paths = tree.reopen_failed(self.conn, self.mount_id, self.scan_id)
                 stats = {
                     p.rpartition(b"/")[0]
-                    for p, op, _ in ledger.undue(self.conn, self.mount_id, self.now, everything=True)
+                    for p, op, _ in problems.undue(self.conn, self.mount_id, self.now, everything=True)
                     if op == "stat"
                 }
                 stats |= {
-                    p.rpartition(b"/")[0] for p in paths if not ledger.has_stat(self.conn, self.mount_id, p)
+                    p.rpartition(b"/")[0] for p in paths if not tree.has_stat(self.conn, self.mount_id, p)
                 }
                 for path in stats:
                     self.conn.execute(
                         "UPDATE dir SET state = 'found', scan_id = NULL, digest = NULL WHERE id = ?",
-                        (ledger.dir_id_of(self.conn, self.mount_id, path),),
+                        (tree.dir_id_of(self.conn, self.mount_id, path),),
                     )
                 roots = [Root(p) for p in paths] + [Root(p, Scope.FILES) for p in sorted(stats - set(paths))]
                 if roots:
@@ -408,23 +408,23 @@ class _Scan:
             if ending is not sup.Ending.CANCELLED:
                 for path, _, retry_at in self.avoid:
                     self._not_tried(path, retry_at, now)
-                for path in ledger.silent_directories(self.conn, self.mount_id, self.scan_id):
+                for path in problems.silent_directories(self.conn, self.mount_id, self.scan_id):
                     self._silent(path, DirState.TIMED_OUT.value, now, Op.STAT)
                 states, found = self._account()
-                ledger.clear_problems(self.conn, self.mount_id, self.scan_id, now)
+                problems.clear(self.conn, self.mount_id, self.scan_id, now)
                 certificate = self._certificate(states, found)
                 refill_largest(self.conn, self.mount_id)
                 state = ScanState.COMPLETE if certificate["complete"] else ScanState.INCOMPLETE
             dead = ending is sup.Ending.MOUNT_DEAD or b"" in c.stuck
             if dead:
-                ledger.due_at_once(self.conn, self.mount_id, self.scan_id, now)
+                problems.due_at_once(self.conn, self.mount_id, self.scan_id, now)
             ledger.end(self.conn, self.scan_id, state, certificate, mount_dead=dead, at=now)
             ledger.event(self.conn, self.scan_id, "ended", f"the scan is {state}", now)
         return state, dead
 
     def _not_tried(self, path: bytes, retry_at: float | None, now: float) -> None:
         """A path that is left alone for now is missing from this scan, and it says why."""
-        if ledger.dir_id_of(self.conn, self.mount_id, path) is None or ledger.is_decided(
+        if tree.dir_id_of(self.conn, self.mount_id, path) is None or tree.is_decided(
             self.conn, self.mount_id, self.scan_id, path
         ):
             return
@@ -437,12 +437,12 @@ class _Scan:
     def _account(self) -> tuple[dict[str, int], int]:
         """Count the directories by state and all that were found, once what went meanwhile is removed."""
         conn, mount_id, scan_id = self.conn, self.mount_id, self.scan_id
-        states, found = ledger.account(conn, mount_id, scan_id)
+        states, found = tree.account(conn, mount_id, scan_id)
         if sum(states.values()) != found:
             self.controller.ingest.sweep()
-            states, _ = ledger.account(conn, mount_id, scan_id)
-            found = sum(states.values()) + ledger.undecided(conn, mount_id, scan_id)
-            found += not ledger.is_decided(conn, mount_id, scan_id, b"")
+            states, _ = tree.account(conn, mount_id, scan_id)
+            found = sum(states.values()) + tree.undecided(conn, mount_id, scan_id)
+            found += not tree.is_decided(conn, mount_id, scan_id, b"")
         return states, found
 
     def _certificate(self, states: dict[str, int], found: int) -> dict[str, Any]:
@@ -455,7 +455,7 @@ class _Scan:
         ).fetchone()
         files, entries, size, disk = row or (0, 0, 0, 0)
         size, disk = unsigned(size), unsigned(disk)
-        (problems,) = conn.execute(
+        (unread,) = conn.execute(
             "SELECT count(*) FROM problem WHERE mount_id = ? AND cleared_at IS NULL", (mount_id,)
         ).fetchone()
         (stale,) = conn.execute(
@@ -474,7 +474,7 @@ class _Scan:
         ]
         for item in missing:
             item["path"] = (
-                os.fsdecode(ledger.dir_path(conn, item.pop("dir")))
+                os.fsdecode(tree.path_of(conn, item.pop("dir")))
                 .encode("utf-8", "backslashreplace")
                 .decode()
             )
@@ -491,8 +491,8 @@ class _Scan:
             "disk_bytes": disk,
             "fs": fs,
             "unexplained_bytes": fs["used_bytes"] - disk if fs else None,
-            "complete": decided == found and not any(states.get(s.value) for s in failed) and not problems,
-            "problems": problems,
+            "complete": decided == found and not any(states.get(s.value) for s in failed) and not unread,
+            "problems": unread,
             "missing": missing,
             "stale_dirs": stale,
             "abandoned": self.controller.abandoned,

@@ -10,6 +10,7 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from smartscan.catalogue import tree
 from smartscan.catalogue.bulk import UNKNOWN_MODE
 from smartscan.catalogue.ingest.largest import LARGEST
 from smartscan.catalogue.ingest.state import FAILED, LEFT_OUT, STATES, Counts, Dir, Large
@@ -491,7 +492,7 @@ class Intake:
             i.conn.execute(
                 "UPDATE entry SET counted = 1 WHERE dir_id = ? AND name = CAST(? AS TEXT)", (dir_id, name)
             )
-            d = i.find(i.path_of(dir_id))
+            d = i.find(tree.path_of(i.conn, dir_id))
             assert d is not None
             self.totals.of(d).add(kind == "f", 0, size, blocks * 512)
             if kind == "f":

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from smartscan import shard as shards
+from smartscan.catalogue import tree
 from smartscan.catalogue.bulk import UNKNOWN_MODE, Bulk
 from smartscan.catalogue.ingest.largest import Largest
 from smartscan.catalogue.ingest.state import LEFT_OUT, STATES, Counts, Dir, Large
@@ -177,7 +178,7 @@ class Ingest:
         ).fetchall()
         nothing = Intake(self, Window(b"", [], []), Counts(), 0.0)
         for dir_id, parent_id, name in rows:
-            above = self.find(self.path_of(parent_id))
+            above = self.find(tree.path_of(self.conn, parent_id))
             if above is not None:  # it went with one above it
                 nothing.remove_tree(above, dir_id, name)
         nothing.settle()
@@ -275,18 +276,6 @@ class Ingest:
         )
         pair, xxh64 = struct.Struct("<Qq").pack, codec.xxh64
         return b"".join(pair(xxh64(path), digest) for path, digest in rows)
-
-    def path_of(self, dir_id: int) -> bytes:
-        """Give the path of a directory by climbing its parents."""
-        names: list[bytes] = []
-        while True:
-            row = self.conn.execute(
-                "SELECT parent_id, CAST(name AS BLOB) FROM dir WHERE id = ?", (dir_id,)
-            ).fetchone()
-            if row is None or row[0] is None:
-                return b"/".join(reversed(names))
-            names.append(row[1])
-            dir_id = row[0]
 
     def attr_ids(self, attrs: Iterable[tuple[int, int, int]]) -> bytes:
         """Give the numbers of (mode, uid, gid) as the bulk insert wants them, making rows where needed."""
