@@ -165,6 +165,18 @@ def test_where_sizes_will_do_only_sums_and_names_of_directories_are_told(tmp_pat
         assert r._replace(offset=0, flags=LAST) == before._replace(offset=0)
 
 
+@pytest.mark.root
+def test_where_sizes_will_do_a_directory_that_cannot_be_looked_at_is_told(tmp_path):
+    build(tmp_path, {"no-search": {"sub": {"f": 1}}})
+    (tmp_path / "no-search").chmod(0o744)
+    for folder in (tmp_path, *tmp_path.parents):
+        if not folder.stat().st_mode & 0o001:
+            folder.chmod(0o755)
+    with ordinary_user():
+        seen = take_apart(walk_twice(tmp_path, sizes_only=True))
+    assert set(seen.entries) == {b"no-search/sub"}
+
+
 # What is not entered
 
 

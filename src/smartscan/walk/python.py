@@ -407,16 +407,17 @@ class Batch:
         self.slot.count(len(once), 0, sum(st.size for st in others), own_blocks)
         self.walker.count(len(once), own_blocks)
         if once and header.flags == LAST and header.state == LISTED and (
-                self._sums_will_do(others) if self.walker.sizes_only else self._is_known(job.path, data)):
+                (self.walker.sizes_only and self._sums_will_do(once)) or self._is_known(job.path, data)):
             data = unchanged_record(data)
         for name, st, _ in reversed(once):
             if st.mode & TYPE == DIRECTORY:
                 self._subdirectory(job, node, name.name, st)
         self._emit(data)
 
-    def _sums_will_do(self, others: list[Stat]) -> bool:
+    def _sums_will_do(self, found: list[tuple[Name, Stat, bytes]]) -> bool:
         """Whether nobody who wants only sizes needs the entries themselves."""
-        return not any(st.nlink > 1 or st.mode & UNKNOWN for st in others)
+        return not any(st.mode & UNKNOWN or (st.nlink > 1 and st.mode & TYPE != DIRECTORY)
+                       for _, st, _ in found)
 
     def _is_known(self, path: bytes, data: bytes) -> bool:
         known = self.walker.known
