@@ -99,6 +99,29 @@ def test_a_share_that_an_ordinary_user_may_not_read(share, db, tmp_path, mode):
     check_same_tree(holdings(db, "Media"), find_listing(share))
 
 
+TIGHTER = {
+    "nice": "nice -n 10",
+    "data": "prlimit --data=1000000000",
+    "oom": "choom -n 900 --",
+}
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("tighter", TIGHTER.values(), ids=TIGHTER)
+def test_an_ordinary_user_who_is_held_tighter_than_a_worker_would_be(share, db, tmp_path, tighter):
+    ordinary = command_of(NOBODY)
+    if not ordinary:
+        pytest.skip("no Python that an ordinary user may run")
+    for folder in (tmp_path, *tmp_path.parents):
+        if not folder.stat().st_mode & 0o001:
+            folder.chmod(0o755)
+    os.chown(db.parent, NOBODY, NOBODY)
+    drop = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups")
+    command = ("timeout", "-s", "INT", "15", *tighter.split(), *drop, *ordinary["command"])
+    run(*scan_words(share, db), command=command, env=ordinary["env"], cwd="/")
+    check_same_tree(holdings(db, "Media"), find_listing(share))
+
+
 # Names and paths belong together
 
 

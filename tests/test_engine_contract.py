@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
 import textwrap
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +22,8 @@ import pytest
 from containers import WORKER_IMAGE, engine_url, podman_url, until
 from smartscan.engine import Engine, Job, Status, choose, local
 from smartscan.errors import EngineError, MountError, UsageError
-from smartscan.model import Resources
+from smartscan.model import Limits, Resources, Root
+from smartscan.worker.orders import Orders
 
 SMALL = Resources(1.0, 64 * 2**20)
 
@@ -369,6 +372,41 @@ def test_one_made_ready_that_was_killed_is_replaced_and_one_not_needed_ends(tmp_
     until(readies, bool)
     other.close()
     until(readies, lambda left: not left)
+
+
+@pytest.mark.parametrize("groups", [True, False])
+@pytest.mark.parametrize("ready", [True, False])
+def test_what_reads_has_the_limits_of_its_worker(tmp_path: Path, groups: bool, ready: bool) -> None:
+    """It is started by the worker, as early as that can, and has the limits that its starter had by then."""
+    engine, enough = local.Local("limits", groups=groups), Resources(1.0, 2**28)
+    for number in range(5):
+        folder = tmp_path / f"1-{number}"
+        folder.mkdir()
+        Orders(b"/usr", 7, 1, number, (Root(b""),), Limits(), (), False).write(folder)
+        if ready:
+            engine.prepare()
+            until(readies, bool)
+            time.sleep(0.2)  # its program is loaded
+        worker_id = engine.start(Job(7, "x", 1, number, b"/usr", folder, enough))
+        guard = worker_id.partition(":")[0]
+        (walker,) = until(Path(f"/proc/{guard}/task/{guard}/children").read_text, bool).split()
+        assert limits_of(walker) == limits_of(guard)
+        assert limits_of(guard) != limits_of("self")
+        assert engine.kill(worker_id)
+        assert engine.remove(worker_id)
+    engine.close()
+
+
+def limits_of(pid: str) -> tuple[str, int, int, list[str]]:
+    """Give what holds a process: out-of-memory score, niceness, data limit, CPUs and control groups."""
+    mine = Path("/proc", pid)
+    number = 0 if pid == "self" else int(pid)
+    return (
+        (mine / "oom_score_adj").read_text(),
+        os.getpriority(os.PRIO_PROCESS, number),
+        resource.prlimit(number, resource.RLIMIT_DATA)[0],
+        [*map(str, os.sched_getaffinity(number)), (mine / "cgroup").read_text()],
+    )
 
 
 def test_a_recycled_pid_is_left_alone() -> None:

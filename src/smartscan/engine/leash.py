@@ -1,6 +1,6 @@
 """Run a module that ends when its starter ends.
 
-    python -m smartscan.engine.leash MODULE ARG...
+    python -m smartscan.engine.leash MODULE ARG...     once stdin is closed: this process has its limits then
     python -m smartscan.engine.leash --ready MODULE    load it, then wait for the order to run it
 
 Touches: this process. A child ties itself, in its own interpreter, because the starter could only do it
@@ -9,11 +9,14 @@ between fork and exec, and to fork a controller takes 35 ms for each gigabyte it
 
 import ctypes
 import importlib
+import itertools
 import json
 import os
 import runpy
 import signal
 import sys
+
+from smartscan.model import b64, unb64
 
 STARTER = "SMART_SCAN_STARTER"  # pid of who started this process
 READY = "--ready"
@@ -35,7 +38,9 @@ def order(arguments: list[str], environment: dict[str, str], log: str) -> bytes:
     """Make the line that one that waits reads from its stdin; ValueError where a value is too long."""
     if any(len(os.fsencode(value)) > ROOM for value in environment.values()):
         raise ValueError(f"a value longer than {ROOM} bytes")
-    return json.dumps([arguments, environment, log]).encode() + b"\n"
+    texts = [log, *arguments, *itertools.chain.from_iterable(environment.items())]
+    # Bytes: under another locale the same text would be another path.
+    return json.dumps([len(arguments), *(b64(os.fsencode(text)) for text in texts)]).encode() + b"\n"
 
 
 def room(*names: str) -> dict[str, str]:
@@ -50,16 +55,17 @@ def _wait(module: str) -> list[str]:
     line = sys.stdin.buffer.readline()
     if not line.endswith(b"\n"):  # the starter needs nobody
         os._exit(0)
-    arguments, environment, log = json.loads(line)
-    for name, value in environment.items():
-        _become(os.fsencode(name), os.fsencode(value))
-    os.environ.update(environment)
+    count, log, *values = json.loads(line)
+    texts = [unb64(value) for value in values]
+    for name, value in zip(texts[count::2], texts[count + 1 :: 2], strict=True):
+        _become(name, value)
+        os.environb[name] = value
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    log_fd = os.open(log, os.O_WRONLY | os.O_APPEND)
+    log_fd = os.open(unb64(log), os.O_WRONLY | os.O_APPEND)
     os.dup2(log_fd, 1)
     os.dup2(log_fd, 2)
     os.close(log_fd)
-    return list(arguments)
+    return [os.fsdecode(argument) for argument in texts[:count]]
 
 
 def _become(name: bytes, value: bytes) -> None:
@@ -74,4 +80,6 @@ if __name__ == "__main__":
     del sys.argv[0]
     if sys.argv[0] == READY:
         sys.argv[:] = [sys.argv[1], *_wait(sys.argv[1])]
+    else:
+        os.read(0, 1)
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

@@ -207,35 +207,54 @@ class Local:
                 subprocess.DEVNULL,
             )
 
-    def _hand_over(self, job: Job) -> subprocess.Popen[bytes] | None:
+    def _hand_over(self, job: Job, group: cgroups.Group | None) -> subprocess.Popen[bytes] | None:
         """Let the process that waits be the worker; None where there is none, or it has ended."""
         process, self._ready = self._ready, None
-        if process is None or process.stdin is None:
+        if process is None:
             return None
         try:
             log = os.fspath(job.folder / LOG_NAME)
-            with process.stdin as order:
-                order.write(leash.order([os.fspath(job.folder)], self._marks(job), log))
+            self._let_go(process, group, job, leash.order([os.fspath(job.folder)], self._marks(job), log))
         except (OSError, ValueError):
             process.kill()
-            process.wait()
+            process.communicate()
             return None
         return process
+
+    def _begin(self, job: Job, group: cgroups.Group | None, log_fd: int) -> subprocess.Popen[bytes]:
+        """Start a process of its own for the worker."""
+        command = (*self._command, os.fspath(job.folder))
+        process = self._launch(command, self._marks(job), subprocess.PIPE, log_fd)
+        try:
+            self._let_go(process, group, job, b"")
+        except OSError:
+            process.kill()  # nobody knows of it
+            process.communicate()
+            raise
+        return process
+
+    def _let_go(
+        self, process: subprocess.Popen[bytes], group: cgroups.Group | None, job: Job, order: bytes
+    ) -> None:
+        """Limit a process that waits for its stdin, and only then let it go on: what it had started before
+        would be without limits.
+        """
+        assert process.stdin
+        _restrain(process.pid, group, job)
+        with process.stdin as stdin:
+            stdin.write(order)
 
     def _spawn(self, job: Job) -> str:
         log_fd = os.open(job.folder / LOG_NAME, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         group = self._group(job.resources)
         try:
-            process = self._hand_over(job) or self._launch(
-                (*self._command, os.fspath(job.folder)), self._marks(job), subprocess.DEVNULL, log_fd
-            )
+            process = self._hand_over(job, group) or self._begin(job, group, log_fd)
         except OSError:
             if group:
                 group.remove()
             raise
         finally:
             os.close(log_fd)
-        _restrain(process.pid, group, job)
         seen = processes.read(process.pid)
         assert seen, "a child that nobody reaped is in /proc"
         self._workers[seen.id] = _Worker(job, process, group)
@@ -290,14 +309,24 @@ class Local:
 
 
 def _restrain(pid: int, group: cgroups.Group | None, job: Job) -> None:
-    """Limit a process that has just begun; one that has already ended needs no limit."""
+    """Limit a process that has just begun; one that has already ended needs no limit.
+
+    Where this user is held tighter already that stays: only root may ask for more.
+    """
     with contextlib.suppress(ProcessLookupError, FileNotFoundError):
-        Path(f"/proc/{pid}/oom_score_adj").write_text(str(OOM_SCORE_ADJ))
+        score = Path(f"/proc/{pid}/oom_score_adj")
+        if int(score.read_text()) < OOM_SCORE_ADJ:
+            score.write_text(str(OOM_SCORE_ADJ))
         if group:
             group.add(pid)
             return
-        resource.prlimit(pid, resource.RLIMIT_DATA, (job.resources.memory_bytes,) * 2)
-        os.setpriority(os.PRIO_PROCESS, pid, NICE)
+        _, most = resource.prlimit(pid, resource.RLIMIT_DATA)
+        memory_bytes = job.resources.memory_bytes
+        if most != resource.RLIM_INFINITY:
+            memory_bytes = min(memory_bytes, most)
+        resource.prlimit(pid, resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
+        if os.getpriority(os.PRIO_PROCESS, pid) < NICE:
+            os.setpriority(os.PRIO_PROCESS, pid, NICE)
         host = sorted(os.sched_getaffinity(0))
         wanted = min(len(host), math.ceil(job.resources.cpus))
         first = job.chunk_id * wanted % len(host)  # neighbours get neighbouring CPUs, not all the first ones
