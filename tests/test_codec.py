@@ -40,11 +40,13 @@ dotted = st.text(alphabet="aZ9._-éß~ ", min_size=1, max_size=24).map(str.encod
 
 
 @st.composite
-def full_records(draw: st.DrawFn) -> bytes:
-    """A record of a directory with entries that no file system has."""
+def full_records(draw: st.DrawFn, before: bytes = b"", *, ascending: bool = True) -> bytes:
+    """A record of a directory with entries that no file system has, whose names all begin with `before`."""
     row = st.tuples(u64, u64, i64, i64, u64, u32, modes, u32, u32)
-    rows = draw(st.dictionaries(st.one_of(names, dotted), row, min_size=1, max_size=9))
-    columns = zip(*(rows[name] for name in sorted(rows)), strict=True)
+    named = st.one_of(names, dotted).map(before.__add__)
+    rows = draw(st.dictionaries(named, row, min_size=1, max_size=9))
+    order = sorted(rows) if ascending else list(rows)
+    columns = zip(*(rows[name] for name in order), strict=True)
     size, blocks, mtime, ctime, ino, nlink, mode, uid, gid = (
         array(code, column) for code, column in zip("QQqqQIIII", columns, strict=True)
     )
@@ -54,7 +56,7 @@ def full_records(draw: st.DrawFn) -> bytes:
         flags=draw(st.sampled_from([python.LAST, python.BIG])), state=draw(st.integers(0, 7)), err=draw(u8),
         dev=draw(u64), ino=draw(u64), own_blocks=draw(u64), block=draw(u32),
     )  # fmt: skip
-    entries = Entries(sorted(rows), size, blocks, mtime, ctime, ino, nlink, mode, uid, gid, targets)
+    entries = Entries(order, size, blocks, mtime, ctime, ino, nlink, mode, uid, gid, targets)
     return full_record(header, draw(paths), entries)
 
 
@@ -149,9 +151,8 @@ def test_a_cut_record_is_refused_and_those_before_it_are_not(codec, data, more):
         assert (len(found), good) == (1, len(data))
 
 
-@needs_native
-@given(st.lists(full_records(), min_size=2, max_size=6))
-def test_blocks_of_one_directory_are_inserted_as_one_in_the_order_of_names(blocks):
+def inserted(blocks: list[bytes]) -> tuple[list[bytes], list[bytes]]:
+    """The names of the blocks of one directory, in the order in which they are inserted, and as they are."""
     data = b"".join(blocks)
     attrs = python.index(data, False)[1]
     in_memory = functools.partial(sqlite3.connect, ":memory:", isolation_level=None)
@@ -166,7 +167,21 @@ def test_blocks_of_one_directory_are_inserted_as_one_in_the_order_of_names(block
         assert native.insert(handle, *into, data, offsets_of(data), ids, numbers) == 0
         found = [name for (name,) in conn.execute("SELECT CAST(name AS BLOB) FROM entry ORDER BY rowid")]
     offsets = [offset for (offset,) in struct.iter_unpack("<Q", offsets_of(data))]
-    assert found == sorted(row[0] for offset in offsets for row in python.rows(data, offset))
+    return found, [row[0] for offset in offsets for row in python.rows(data, offset)]
+
+
+@needs_native
+@given(st.data(), st.one_of(st.just(b""), names, dotted))
+def test_blocks_of_one_directory_are_inserted_as_one_in_the_order_of_names(data, before):
+    found, names = inserted(data.draw(st.lists(full_records(before), min_size=2, max_size=6)))
+    assert found == sorted(names)
+
+
+@needs_native
+@given(st.lists(full_records(ascending=False), min_size=2, max_size=6))
+def test_blocks_whose_names_do_not_ascend_are_inserted_as_well(blocks):
+    found, names = inserted(blocks)
+    assert sorted(found) == sorted(names)
 
 
 def resealed(data: bytes, **changes: int) -> bytes:

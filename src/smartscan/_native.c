@@ -162,7 +162,9 @@ typedef struct { char *path; size_t len; int32_t parent; uint32_t flags; } Job;
 enum { JOB_FILES = 1, JOB_CHAIN = 2 }; /* list only; chain is known */
 typedef struct { uint64_t dev, ino; int32_t parent; int32_t depth; } Node;
 
-typedef struct { uint32_t off, len; uint64_t ino; uint8_t type, gone, known, pad; uint32_t target_off, target_len; } Ent;
+/* `st` is the number of its stat: those lie in the order in which they were asked for, so that they are written in a row
+ * and, but for one look at each, not read out of it. */
+typedef struct { uint32_t off, len; uint64_t ino; uint8_t type, gone, known; uint32_t st, target_off, target_len; } Ent;
 typedef struct { uint64_t size, blocks, ino, dev; int64_t mtime, ctime; uint32_t nlink, mode, uid, gid; } St;
 
 typedef struct { uint64_t key; uint32_t i; } Key; /* to sort entry i by */
@@ -491,6 +493,21 @@ static inline void sort_keys(const Batch *b, Key *keys, size_t n, int names)
     }
     if (in != keys) memcpy(keys, in, n * sizeof *keys);
 }
+/* The eight bytes of a name that follow the first `same`, which all names compared have in common: as numbers they are
+ * in the order of the names, as far as they go. Where a shard lies, and they have not, only the order is wrong. */
+static inline uint64_t name_key(const char *name, size_t len, size_t same)
+{
+    uint64_t key = 0;
+    size_t rest = len > same ? len - same : 0;
+    memcpy(&key, name + len - rest, rest < 8 ? rest : 8);
+    return __builtin_bswap64(key);
+}
+static inline size_t common(const char *a, const char *b, size_t most)
+{
+    size_t n = 0;
+    while (n < most && a[n] == b[n]) n++;
+    return n;
+}
 /* Put the entries in the order of their inodes, or of their names. */
 static int sort_ents(Batch *b, int names)
 {
@@ -504,21 +521,12 @@ static int sort_ents(Batch *b, int names)
     if (grow((void **)&b->keys, &b->cap_keys, 2 * n, sizeof(Key))) return -1;
     const char *first = b->names.p + b->ents[0].off;
     for (size_t i = 1; names && i < n; i++) {
-        const char *name = b->names.p + b->ents[i].off;
-        size_t k = 0;
-        while (k < same && k < b->ents[i].len && name[k] == first[k]) k++;
-        same = k;
+        const Ent *e = &b->ents[i];
+        same = common(first, b->names.p + e->off, same < e->len ? same : e->len);
     }
     for (size_t i = 0; i < n; i++) {
         const Ent *e = &b->ents[i];
-        uint64_t key = e->ino;
-        if (names) { /* what follows the beginning that all have */
-            size_t rest = e->len - same;
-            key = 0;
-            memcpy(&key, b->names.p + e->off + same, rest < 8 ? rest : 8);
-            key = __builtin_bswap64(key);
-        }
-        b->keys[i] = (Key){key, (uint32_t)i};
+        b->keys[i] = (Key){names ? name_key(b->names.p + e->off, e->len, same) : e->ino, (uint32_t)i};
     }
     if (names) sort_keys(b, b->keys, n, 1);
     else sort_keys(b, b->keys, n, 0);
@@ -555,7 +563,7 @@ static void write_block(Batch *b, int fd, const Job *job, const St *self, int32_
     if (hushed && state == LISTED && !(flags & BIG)) { state = TIMED_OUT; err = ETIMEDOUT; }
     for (size_t i = 0; i < n; i++) {
         Ent *e = &b->ents[b->order[i]];
-        St *st = &b->sts[b->order[i]];
+        St *st = &b->sts[e->st = (uint32_t)i];
         const char *name = b->names.p + e->off;
         int failed = 0, alone = hushed || avoided(w, job->path, job->len, name, e->len, AVOID);
         if (alone)
@@ -571,6 +579,7 @@ static void write_block(Batch *b, int fd, const Job *job, const St *self, int32_
             continue;
         }
         e->known = 1;
+        e->type = (uint8_t)IFTODT(st->mode);
         if (S_ISLNK(st->mode)) {
             size_t want = st->size && st->size < PATH_MAX ? st->size + 1 : PATH_MAX;
             char *to = buf_room(&b->targets, want);
@@ -588,7 +597,7 @@ static void write_block(Batch *b, int fd, const Job *job, const St *self, int32_
             if (!e->gone) continue;
             e->gone = 0; /* nothing was removed: it is named, and lies */
             error_at(b, job->path, job->len, b->names.p + e->off, e->len, e->known ? OP_READLINK : OP_STAT, ENOENT);
-            if (!e->known) b->sts[b->order[i]] = (St){.mode = UNKNOWN | (uint32_t)DTTOIF(e->type)};
+            if (!e->known) b->sts[e->st] = (St){.mode = UNKNOWN | (uint32_t)DTTOIF(e->type)};
         }
     if (sort_ents(b, 1)) { b->failed = 1; return; }
     size_t m = 0, twins = 0, names_len = 0, text_len = 0;
@@ -598,7 +607,7 @@ static void write_block(Batch *b, int fd, const Job *job, const St *self, int32_
         if (m && !by_name(b, b->order[m - 1], b->order[i])) { twins++; continue; }
         b->order[m++] = b->order[i];
         names_len += e->len;
-        if ((b->sts[b->order[i]].mode & S_IFMT) == S_IFLNK) text_len += 4 + e->target_len;
+        if (e->type == DT_LNK) text_len += 4 + e->target_len;
     }
     if (twins) error_at(b, job->path, job->len, "", 0, OP_READDIR, EEXIST);
 
@@ -606,8 +615,8 @@ static void write_block(Batch *b, int fd, const Job *job, const St *self, int32_
      * before the directory itself: one whose record is there has none below it that might still be entered. */
     for (size_t i = m; i-- > 0;) {
         const Ent *e = &b->ents[b->order[i]];
-        const St *st = &b->sts[b->order[i]];
-        if ((st->mode & S_IFMT) != S_IFDIR) continue;
+        if (e->type != DT_DIR) continue;
+        const St *st = &b->sts[e->st];
         const char *name = b->names.p + e->off, *rule;
         char *full = NULL;
         const char *reason = NULL;
@@ -641,7 +650,8 @@ static void write_block(Batch *b, int fd, const Job *job, const St *self, int32_
     uint32_t off = 0, subs = 0, links = 0, symlinks = 0, unknown = 0;
     for (size_t i = 0; i < m; i++) {
         const Ent *e = &b->ents[b->order[i]];
-        const St *st = &b->sts[b->order[i]];
+        const St *st = &b->sts[e->st];
+        if (i + 8 < m) __builtin_prefetch(&b->sts[b->ents[b->order[i + 8]].st]);
         size[i] = st->size; blocks[i] = st->blocks; mtime[i] = (uint64_t)st->mtime; ctime[i] = (uint64_t)st->ctime; ino[i] = st->ino;
         nlink[i] = st->nlink; mode[i] = st->mode; uid[i] = st->uid; gid[i] = st->gid;
         memcpy(names + off, b->names.p + e->off, e->len);
@@ -682,7 +692,7 @@ static void write_block(Batch *b, int fd, const Job *job, const St *self, int32_
         Buf keep = {0};
         for (size_t i = 0; i < m; i++) {
             const Ent *e = &b->ents[b->order[i]];
-            if ((b->sts[b->order[i]].mode & S_IFMT) != S_IFDIR) continue;
+            if (e->type != DT_DIR) continue;
             buf_add(&keep, b->names.p + e->off, e->len);
             len += e->len;
             ends[k++] = len;
@@ -1581,12 +1591,14 @@ typedef struct {
     Source *source;
     size_t k;
     uint32_t i;
-    Record r;
+    const Record *r;     /* NULL: none is begun */
+    Record one;
     const char *text;
     uint32_t target_len;
     int64_t dir;
-    Run *heap; /* the blocks of one large directory, each in the order of its names, the least name on top */
-    size_t n_heap, end;
+    Run *runs;           /* the blocks of one large directory, each in the order of its names */
+    Key *heap;           /* numbers of runs, the one with the least next name on top */
+    size_t n_heap, same, end;
 } Rows;
 
 static int sqlite_load(const char *module, Sqlite *s)
@@ -1625,44 +1637,90 @@ static int rows_open(Vtab *v, Cursor **out)
     *out = &c->base;
     return 0;
 }
-static int rows_close(Cursor *c) { free(((Rows *)c)->heap); free(c); return 0; }
-
-static int run_less(const Run *a, const Run *b)
+static int rows_close(Cursor *base)
 {
-    uint32_t from_a = name_from(&a->r, a->i), from_b = name_from(&b->r, b->i);
-    size_t len_a = a->r.end[a->i] - from_a, len_b = b->r.end[b->i] - from_b;
-    int c = memcmp(a->r.names + from_a, b->r.names + from_b, len_a < len_b ? len_a : len_b);
-    return c ? c < 0 : len_a < len_b;
+    Rows *c = (Rows *)base;
+    free(c->runs); free(c->heap); free(c);
+    return 0;
 }
-static void heap_sink(Run *heap, size_t n, size_t at)
+
+static inline size_t run_name(const Run *run, const char **name)
 {
-    for (size_t child; (child = 2 * at + 1) < n; at = child) {
-        if (child + 1 < n && run_less(&heap[child + 1], &heap[child])) child++;
-        if (!run_less(&heap[child], &heap[at])) return;
-        Run swap = heap[at];
+    uint32_t from = name_from(&run->r, run->i);
+    *name = run->r.names + from;
+    return run->r.end[run->i] - from;
+}
+static inline int head_less(const Rows *c, const Key *x, const Key *y)
+{
+    if (x->key != y->key) return x->key < y->key;
+    const char *a, *b;
+    size_t len_a = run_name(&c->runs[x->i], &a), len_b = run_name(&c->runs[y->i], &b);
+    int r = memcmp(a, b, len_a < len_b ? len_a : len_b);
+    return r ? r < 0 : len_a < len_b;
+}
+static void heap_sink(Rows *c, size_t at)
+{
+    Key *heap = c->heap, down = heap[at];
+    for (size_t child; (child = 2 * at + 1) < c->n_heap; at = child) {
+        if (child + 1 < c->n_heap && head_less(c, &heap[child + 1], &heap[child])) child++;
+        if (!head_less(c, &heap[child], &down)) break;
         heap[at] = heap[child];
-        heap[child] = swap;
     }
+    heap[at] = down;
+}
+static inline Key head(const Rows *c, uint32_t number)
+{
+    const char *name;
+    size_t len = run_name(&c->runs[number], &name);
+    return (Key){name_key(name, len, c->same), number};
 }
 /* Show the records from k to `end`, blocks of one directory, as one in the order of names: a table that is filled in
  * order writes each page once. */
 static int merge_begin(Rows *c, size_t end)
 {
     Source *s = c->source;
-    Run *heap = realloc(c->heap, (end - c->k) * sizeof *heap);
-    if (!heap) return 7;
-    c->heap = heap;
-    c->n_heap = 0;
+    free(c->runs); free(c->heap);
+    c->runs = malloc((end - c->k) * sizeof *c->runs);
+    c->heap = malloc((end - c->k) * sizeof *c->heap);
+    if (!c->runs || !c->heap) return 7;
+    uint32_t n = 0;
     c->end = end;
     c->dir = (int64_t)rd64(s->ids + 8 * c->k);
     for (size_t k = c->k; k < end; k++) {
-        Run *run = &heap[c->n_heap];
+        Run *run = &c->runs[n];
         run->i = 0;
-        if (!record_at(s->buf, s->len, rd64(s->offs + 8 * k), &run->r, 0)) { s->damaged = 1; c->n_heap = 0; c->k = s->n; return 0; }
-        if (run->r.size) c->n_heap++;
+        if (!record_at(s->buf, s->len, rd64(s->offs + 8 * k), &run->r, 0)) { s->damaged = 1; c->k = s->n; return 0; }
+        if (run->r.size) n++;
     }
-    for (size_t at = c->n_heap; at-- > 0;) heap_sink(heap, c->n_heap, at);
+    const char *first = NULL, *name;
+    for (uint32_t number = 0; number < n; number++) { /* what the least and the greatest have in common, all have */
+        Run least = c->runs[number], greatest = least;
+        greatest.i = greatest.r.h->n - 1;
+        size_t len = run_name(&least, &name);
+        if (!number) { first = name; c->same = len; }
+        c->same = common(first, name, len < c->same ? len : c->same);
+        len = run_name(&greatest, &name);
+        c->same = common(first, name, len < c->same ? len : c->same);
+    }
+    for (uint32_t number = 0; number < n; number++) c->heap[number] = head(c, number);
+    c->n_heap = n;
+    for (size_t at = n; at-- > 0;) heap_sink(c, at);
     return 0;
+}
+/* Stand on the least name that is left; 0 where there is none. */
+static int merge_settle(Rows *c)
+{
+    if (!c->n_heap) return 0;
+    c->r = &c->runs[c->heap[0].i].r;
+    c->i = c->runs[c->heap[0].i].i;
+    return 1;
+}
+static int merge_next(Rows *c)
+{
+    uint32_t number = c->heap[0].i;
+    c->heap[0] = ++c->runs[number].i < c->runs[number].r.h->n ? head(c, number) : c->heap[--c->n_heap];
+    heap_sink(c, 0);
+    return merge_settle(c);
 }
 
 /* Stand on the row at (k, i), or on the next there is; symbolic links have their targets in step. */
@@ -1670,27 +1728,28 @@ static int rows_settle(Rows *c)
 {
     Source *s = c->source;
     for (;;) {
-        while (c->k < s->n && (!c->r.h || c->i >= c->r.h->n)) {
-            if (!c->r.h && !s->links && c->k + 1 < s->n && rd64(s->ids + 8 * c->k) == rd64(s->ids + 8 * c->k + 8)) {
+        while (c->k < s->n && (!c->r || c->i >= c->r->h->n)) {
+            if (!c->r && !s->links && c->k + 1 < s->n && rd64(s->ids + 8 * c->k) == rd64(s->ids + 8 * c->k + 8)) {
                 size_t end = c->k + 2;
                 while (end < s->n && rd64(s->ids + 8 * end) == rd64(s->ids + 8 * c->k)) end++;
                 if (merge_begin(c, end)) return 7;
-                if (c->n_heap) { c->r = c->heap[0].r; c->i = 0; return 0; }
+                if (merge_settle(c)) return 0;
                 if (c->k < end) c->k = end;
                 continue;
             }
-            if (c->r.h) c->k++;
+            if (c->r) c->k++;
             c->i = 0;
-            c->r.h = NULL;
+            c->r = NULL;
             if (c->k >= s->n) return 0;
-            if (!record_at(s->buf, s->len, rd64(s->offs + 8 * c->k), &c->r, 0)) { s->damaged = 1; c->k = s->n; return 0; }
-            c->text = c->r.text;
+            if (!record_at(s->buf, s->len, rd64(s->offs + 8 * c->k), &c->one, 0)) { s->damaged = 1; c->k = s->n; return 0; }
+            c->r = &c->one;
+            c->text = c->r->text;
             c->dir = (int64_t)rd64(s->ids + 8 * c->k);
-            if (!c->r.size || (s->links && !c->r.h->symlinks)) { c->i = c->r.h->n; if (!c->i) { c->r.h = NULL; c->k++; } }
+            if (!c->r->size || (s->links && !c->r->h->symlinks)) { c->i = c->r->h->n; if (!c->i) { c->r = NULL; c->k++; } }
         }
         if (c->k >= s->n || !s->links) return 0;
-        if ((c->r.mode[c->i] & S_IFMT) == S_IFLNK) {
-            size_t left = (size_t)((const char *)c->r.h + c->r.h->length - c->text);
+        if ((c->r->mode[c->i] & S_IFMT) == S_IFLNK) {
+            size_t left = (size_t)((const char *)c->r->h + c->r->h->length - c->text);
             c->target_len = left >= 4 ? rd32(c->text) : UINT32_MAX;
             if (left < 4 || c->target_len > left - 4) { s->damaged = 1; c->k = s->n; return 0; }
             c->text += 4 + c->target_len;
@@ -1703,22 +1762,20 @@ static int rows_filter(Cursor *base, int n, const char *str, int argc, sqlite3_v
 {
     Rows *c = (Rows *)base;
     (void)n; (void)str; (void)argc; (void)argv;
-    c->k = 0; c->i = 0; c->r.h = NULL; c->n_heap = 0;
+    c->k = 0; c->i = 0; c->r = NULL; c->n_heap = 0;
     return rows_settle(c);
 }
 static int rows_next(Cursor *base)
 {
     Rows *c = (Rows *)base;
     if (c->n_heap) {
-        if (++c->heap[0].i >= c->heap[0].r.h->n) c->heap[0] = c->heap[--c->n_heap];
-        heap_sink(c->heap, c->n_heap, 0);
-        if (c->n_heap) { c->r = c->heap[0].r; c->i = c->heap[0].i; return 0; }
+        if (merge_next(c)) return 0;
         c->k = c->end;
-        c->r.h = NULL;
+        c->r = NULL;
         return rows_settle(c);
     }
     c->i++;
-    if (!c->source->links && c->i < c->r.h->n) return 0;
+    if (!c->source->links && c->i < c->r->h->n) return 0;
     return rows_settle(c);
 }
 static int rows_eof(Cursor *base) { return ((Rows *)base)->k >= ((Rows *)base)->source->n; }
@@ -1726,7 +1783,7 @@ static int rows_column(Cursor *base, sqlite3_context *x, int col)
 {
     Rows *c = (Rows *)base;
     Source *s = c->source;
-    const Record *r = &c->r;
+    const Record *r = c->r;
     uint32_t i = c->i, from;
     int64_t v = 0;
     if (col == 0) v = c->dir;

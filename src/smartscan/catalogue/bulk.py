@@ -26,7 +26,7 @@ class Bulk:
     handle: int
 
     def insert(
-        self, table: str, links: str, buffer: bytes, offsets: bytes, dir_ids: bytes, attrs: bytes
+        self, table: str, links: str, buffer: bytes | memoryview, offsets: bytes, dir_ids: bytes, attrs: bytes
     ) -> None:
         """Insert the entries of the records at `offsets` (uint64) under `dir_ids` (int64).
 
@@ -60,7 +60,13 @@ class Bulk:
         self._one_by_one(sql, link_sql, buffer, offsets, dir_ids, attrs)
 
     def _one_by_one(
-        self, sql: str, link_sql: str, buffer: bytes, offsets: bytes, dir_ids: bytes, attrs: bytes
+        self,
+        sql: str,
+        link_sql: str,
+        buffer: bytes | memoryview,
+        offsets: bytes,
+        dir_ids: bytes,
+        attrs: bytes,
     ) -> None:
         import struct
 

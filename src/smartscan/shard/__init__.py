@@ -29,7 +29,9 @@ KIND_DIR, KIND_ERROR, KIND_END = 1, 2, 3
 LAST, UNCHANGED, BIG = 1, 2, 4
 FOUND, LISTED, EXCLUDED, DENIED, TIMED_OUT, IO_ERROR, OTHER_MOUNT, VANISHED = range(8)
 
-WINDOW_BYTES = 16 << 20  # read at a time: bounds memory, large enough that the calls do not count
+# Read at a time: bounds memory. Only a shard of a large directory is larger than 8 MB. Its blocks go in as
+# one sorted run per window, and each run touches all the pages that those before it have filled.
+WINDOW_BYTES = 128 << 20
 RECORD_MAX_BYTES = 1 << 30  # nothing legitimate comes near: a larger length is garbage
 JSON_MAX_BYTES = 1 << 28  # a million roots with long paths; more would fill the memory of who reads it
 
@@ -70,7 +72,7 @@ class Record(NamedTuple):
 class Window:
     """Some whole records of a shard, checked; `attrs` are the (mode, uid, gid) that occur in it."""
 
-    buffer: bytes
+    buffer: bytes | memoryview  # there until the next window is asked for
     records: list[Record]
     attrs: list[tuple[int, int, int]]
 
@@ -116,6 +118,7 @@ class Part:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_APPEND
         self._fd = os.open(self.path, flags, 0o644)
         self.bytes = 0
+        self.synced = 0
 
     def write(self, records: bytes) -> None:
         """Append whole records; raises OSError when the disk is full, with a tail that salvage cuts off."""
@@ -123,6 +126,11 @@ class Part:
         while view:
             view = view[os.write(self._fd, view) :]
         self.bytes += len(records)
+
+    def sync(self) -> None:
+        """Make durable what was written so far, so that `seal` has less to wait for."""
+        self.synced = self.bytes
+        os.fdatasync(self._fd)
 
     def seal(self) -> str:
         """Make it durable under its final name, and give that name."""
@@ -179,25 +187,22 @@ def read_json(path: Path) -> dict[str, Any]:
 def windows(path: Path, *, subdirs: bool = False, part: bool = False) -> Iterator[Window]:
     """Read a shard window by window, every record checked. Memory: one window, or the largest record.
 
-    Raises ShardError where a sealed shard is torn, garbled, cut or longer than its END says; a part
-    (`part`) simply ends at its last whole record. The last window of a shard comes only after the
-    whole shard was found good, earlier ones before: who acts on them must be able to take it back.
+    A window's buffer is there until the next window is asked for. Raises ShardError where a sealed shard is
+    torn, garbled, cut or longer than its END says; a part (`part`) simply ends at its last whole record. The
+    last window of a shard comes only after the whole shard was found good, earlier ones before: who acts on
+    them must be able to take it back.
     """
     try:
         fd = open_file(path)
     except OSError as e:
         raise ShardError(f"{path.name}: {e.strerror}") from e
     try:
-        at, rest, ended = 0, b"", False
-        while True:
-            got = os.read(fd, WINDOW_BYTES)
-            buffer = rest + got if rest else got
-            if not buffer:
-                break
+        at, want, ended = 0, WINDOW_BYTES, False
+        while buffer := os.pread(fd, want, at):
+            if ended:
+                raise ShardError(f"{path.name}: bytes after its end")
             rows, attrs, good = codec.index(buffer, subdirs)
             records = [Record._make(r) for r in rows]
-            if ended and (records or buffer):
-                raise ShardError(f"{path.name}: bytes after its end")
             whole = good
             if records and records[-1].kind == KIND_END:
                 end = records.pop()
@@ -206,18 +211,19 @@ def windows(path: Path, *, subdirs: bool = False, part: bool = False) -> Iterato
                     raise ShardError(f"{path.name}: its end does not fit its length")
             if any(r.kind == KIND_END for r in records):
                 raise ShardError(f"{path.name}: an end in the middle")
-            rest = buffer[good:]
-            if len(rest) >= 16 and not len(rest) < int.from_bytes(rest[8:16], "little") <= RECORD_MAX_BYTES:
-                got = b""  # refused though it is all there, or of a length nobody wrote: more does not help
             if records:
-                yield Window(buffer[:whole], records, attrs)
+                with memoryview(buffer)[:whole] as view:
+                    yield Window(view, records, attrs)
             at += good
-            if not got:
-                if rest and not part:
-                    raise ShardError(f"{path.name}: damaged at byte {at}")
+            if good:
+                want = WINDOW_BYTES
+            elif len(buffer) >= 16 and want < int.from_bytes(buffer[8:16], "little") <= RECORD_MAX_BYTES:
+                want = int.from_bytes(buffer[8:16], "little")
+            else:
                 break
+            del buffer, rows, records  # the next window takes the place of this one
         if not ended and not part:
-            raise ShardError(f"{path.name}: has no end")
+            raise ShardError(f"{path.name}: damaged at byte {at}" if buffer else f"{path.name}: has no end")
     except OSError as e:
         raise ShardError(f"{path.name}: {e.strerror}") from e
     finally:

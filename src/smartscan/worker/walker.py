@@ -465,6 +465,9 @@ class Walker:
             if self.part is not None and (everything or now - self.part_since >= SEAL_S):
                 self.parts.append(self.part)
                 self.part = None
+            late = [b.part for b in self.larges if b.part.bytes - b.part.synced >= SEAL_BYTES]
+        for part in late:  # nobody but this thread closes it
+            part.sync()
         while self.parts:
             part = self.parts.popleft()
             self.shards.append(part.seal())
