@@ -142,6 +142,19 @@ def test_what_has_the_digest_it_had_is_not_told_again(tmp_path):
     assert len(data) < len(walk_twice(tmp_path))
 
 
+@both
+def test_digests_may_come_while_it_walks(tmp_path, door):
+    build(tmp_path, {"a": {"file": 5}, "b": {"file": 5}})
+    digests = known(walk_all(tmp_path, door))
+    flags = {}
+    with opened(tmp_path, door) as walker:
+        for path in (b"a", b"b"):
+            (data,), _ = drive(walker, [Root(path)])
+            flags |= {r.path: r.flags for r in take_apart(data).records}
+            walker.know(digests)
+    assert flags == {b"a": LAST, b"b": LAST | UNCHANGED}
+
+
 def test_a_digest_under_another_path_is_none(tmp_path):
     build(tmp_path, {"a": {"file": 5}, "b": {}})
     digests = {r.path: r.dir_digest for r in walk_all(tmp_path, python_walk).records}

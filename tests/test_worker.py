@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ import pytest
 from smartscan import shard, walk
 from smartscan.codec import python as codec
 from smartscan.model import Limits, Root, Scope, join
+from smartscan.run.workers import give_known
 from smartscan.shard import BIG, KIND_DIR, LAST, UNCHANGED
 from smartscan.worker.orders import Orders
 from trees import build, find_listing, odd_tree
@@ -232,6 +234,26 @@ def test_known_digests_are_used(tmp_path, share, environment):
     digests = {codec.xxh64(r.path): r.dir_digest for r in records if r.flags & LAST}
     assert digests.items() <= dict(pairs).items(), "the large one too"
     assert {r.path for r in map(Root.from_json, result["leftover"])} == {b"large/s%d" % i for i in range(20)}
+
+
+def test_digests_may_come_late_or_never(tmp_path, wide_share, environment):
+    records, pairs = {}, b""
+    for number, known in ("first", False), ("late", True), ("never", True):
+        attempt = Attempt(tmp_path / number, wide_share, environment, known=known)
+        if number == "late":
+            with attempt.held():
+                give_known(attempt.folder, pairs)
+        found = attempt.wait()["shards"]
+        windows = (w for name in found for w in shard.windows(attempt.folder / name))
+        records[number] = {r.path: r for w in windows for r in w.records}
+        if number == "first":
+            made = records[number].values()
+            pairs = b"".join(struct.pack("<QQ", codec.xxh64(r.path), r.dir_digest) for r in made)
+    digests = [{path: r.dir_digest for path, r in seen.items()} for seen in records.values()]
+    assert digests[0] == digests[1] == digests[2]
+    assert not any(r.flags & UNCHANGED for r in records["never"].values())
+    if environment["SMART_SCAN_NATIVE"] == "0":  # the other may be done before it looks again
+        assert {bool(r.flags & UNCHANGED) for r in records["late"].values() if r.n} == {False, True}
 
 
 def test_a_root_in_a_files_root_is_listed_once(tmp_path, share, environment):

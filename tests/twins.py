@@ -42,7 +42,9 @@ def opened(path: Path, door: Any, *, patterns: tuple[bytes, ...] = (), known: by
     fd = walk.open_share(os.fsencode(path))
     try:
         slots = shared or bytearray(walk.SLOT_BYTES)
-        yield door.Walker(fd, slots, patterns, known, one_file_system, depth, sizes_only)
+        walker = door.Walker(fd, slots, patterns, one_file_system, depth, sizes_only)
+        walker.know(known)
+        yield walker
     finally:
         os.close(fd)
 

@@ -150,7 +150,7 @@ typedef struct {
     size_t slots;
     Pattern *patterns;      /* directories that are recorded but not entered */
     size_t n_patterns;
-    uint64_t *known;        /* open addressing: key, digest pairs of the last scan */
+    uint64_t *known;        /* open addressing: key, digest pairs of the last scan; may come while threads read */
     size_t known_mask;
     pthread_mutex_t avoid_lock;
     Path *avoid;            /* paths that are left alone, and how much */
@@ -269,12 +269,13 @@ static const char *excluded(Walker *w, const char *dir, size_t dlen, const char 
 
 static int known_digest(Walker *w, const char *path, size_t len, uint64_t *digest)
 {
-    if (!w->known) return 0;
+    const uint64_t *known = __atomic_load_n(&w->known, __ATOMIC_ACQUIRE);
+    if (!known) return 0;
     uint64_t key = xxh64(path, len, 0);
     if (!key) key = 1;
     for (size_t i = key & w->known_mask;; i = (i + 1) & w->known_mask) {
-        if (!w->known[2 * i]) return 0;
-        if (w->known[2 * i] == key) { *digest = w->known[2 * i + 1]; return 1; }
+        if (!known[2 * i]) return 0;
+        if (known[2 * i] == key) { *digest = known[2 * i + 1]; return 1; }
     }
 }
 
@@ -1043,6 +1044,30 @@ static PyObject *walker_avoid(PyObject *self, PyObject *args)
     pthread_mutex_unlock(&w->avoid_lock);
     Py_RETURN_NONE;
 }
+static PyObject *walker_know(PyObject *self, PyObject *args)
+{
+    Walker *w = (Walker *)self;
+    Py_buffer pairs;
+    if (!PyArg_ParseTuple(args, "y*:know", &pairs)) return NULL;
+    size_t n = w->known ? 0 : (size_t)pairs.len / 16, cap = 16; /* they come once: others may be looking at them */
+    while (cap < n * 2) cap *= 2;
+    uint64_t *known = n ? calloc(cap, 16) : NULL;
+    for (size_t k = 0; known && k < n; k++) {
+        uint64_t key = rd64((char *)pairs.buf + 16 * k);
+        if (!key) key = 1;
+        size_t i = key & (cap - 1);
+        while (known[2 * i]) i = (i + 1) & (cap - 1);
+        known[2 * i] = key;
+        known[2 * i + 1] = rd64((char *)pairs.buf + 16 * k + 8);
+    }
+    PyBuffer_Release(&pairs);
+    if (n && !known) return PyErr_NoMemory();
+    if (known) {
+        w->known_mask = cap - 1;
+        __atomic_store_n(&w->known, known, __ATOMIC_RELEASE);
+    }
+    Py_RETURN_NONE;
+}
 static PyObject *walker_limit(PyObject *self, PyObject *args)
 {
     Walker *w = (Walker *)self;
@@ -1066,13 +1091,12 @@ static PyObject *walker_stop(PyObject *self, PyObject *Py_UNUSED(no))
 
 static PyObject *walker_new(PyTypeObject *type, PyObject *args, PyObject *kw)
 {
-    static char *names[] = {"root_fd", "shared", "patterns", "known", "one_file_system", "depth", "sizes_only", NULL};
+    static char *names[] = {"root_fd", "shared", "patterns", "one_file_system", "depth", "sizes_only", NULL};
     int fd, one_fs, sizes_only;
     unsigned int depth;
     PyObject *patterns;
-    Py_buffer shared = {0}, known = {0};
-    if (!PyArg_ParseTupleAndKeywords(args, kw, "iw*O!y*pIp", names, &fd, &shared, &PyTuple_Type, &patterns, &known, &one_fs, &depth,
-                                     &sizes_only))
+    Py_buffer shared = {0};
+    if (!PyArg_ParseTupleAndKeywords(args, kw, "iw*O!pIp", names, &fd, &shared, &PyTuple_Type, &patterns, &one_fs, &depth, &sizes_only))
         return NULL;
     allocfunc alloc = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
     Walker *w = (Walker *)alloc(type, 0);
@@ -1095,25 +1119,9 @@ static PyObject *walker_new(PyTypeObject *type, PyObject *args, PyObject *kw)
         pat->glob = strpbrk(s, "*?[\\") != NULL;
         w->n_patterns++;
     }
-    size_t pairs = (size_t)known.len / 16, cap = 16;
-    if (pairs) {
-        while (cap < pairs * 2) cap *= 2;
-        if (!(w->known = calloc(cap, 16))) { PyErr_NoMemory(); goto fail; }
-        w->known_mask = cap - 1;
-        for (size_t k = 0; k < pairs; k++) {
-            uint64_t key = rd64((char *)known.buf + 16 * k);
-            if (!key) key = 1;
-            size_t i = key & w->known_mask;
-            while (w->known[2 * i]) i = (i + 1) & w->known_mask;
-            w->known[2 * i] = key;
-            w->known[2 * i + 1] = rd64((char *)known.buf + 16 * k + 8);
-        }
-    }
-    PyBuffer_Release(&known);
     return (PyObject *)w;
 fail:
     if (shared.buf) PyBuffer_Release(&shared);
-    if (known.buf) PyBuffer_Release(&known);
     Py_XDECREF((PyObject *)w);
     return NULL;
 }
@@ -1137,12 +1145,15 @@ static PyMethodDef walker_methods[] = {
     {"read_names", walker_read_names, METH_VARARGS, "read_names(fd, path, slot) -> (names, n, end): end 1 at the end, -errno on an error."},
     {"stat_names", walker_stat_names, METH_VARARGS, "stat_names(job, fd, names, dev, ino, own_blocks, block, slot) -> (records, jobs, subdirectories of a FILES root)"},
     {"avoid", walker_avoid, METH_VARARGS, "avoid(path, why): leave a path alone; why is AVOID, HOLD or HUSH."},
+    {"know", walker_know, METH_VARARGS,
+     "know(pairs): uint64 hash of a path and int64 digest of each directory of the last scan; those that are as they were\n"
+     "need no entries from now on. Once, at any time."},
     {"limit", walker_limit, METH_VARARGS, "limit(entries, blocks): who reaches one of them stops all; 0: none."},
     {"seen", walker_seen, METH_NOARGS, "seen() -> (entries, blocks) by all threads."},
     {"stop", walker_stop, METH_NOARGS, "stop(): batches end at the next directory."},
     {NULL}};
 static PyType_Slot walker_slots[] = {{Py_tp_new, walker_new}, {Py_tp_dealloc, walker_dealloc}, {Py_tp_methods, walker_methods},
-                                     {Py_tp_doc, "Walker(root_fd, shared, patterns, known, one_file_system, depth, sizes_only)"}, {0, NULL}};
+                                     {Py_tp_doc, "Walker(root_fd, shared, patterns, one_file_system, depth, sizes_only)"}, {0, NULL}};
 static PyType_Spec walker_spec = {"smartscan._native.Walker", sizeof(Walker), 0, Py_TPFLAGS_DEFAULT, walker_slots};
 
 /* A record without entries, made by the caller: the end of a large directory, a stuck path. */

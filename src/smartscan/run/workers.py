@@ -17,7 +17,7 @@ from pathlib import Path
 from smartscan.engine import Engine, Job, Status
 from smartscan.errors import EngineError, MountError
 from smartscan.model import Chunk, Progress
-from smartscan.worker.orders import Orders
+from smartscan.worker.orders import KNOWN, Orders
 
 REMOVE_S = 10.0  # how long an ended worker may take to be gone
 AWAY_S = 600.0  # and how much longer where its engine is away meanwhile
@@ -41,13 +41,20 @@ class Attempt:
     ingested: set[str] = field(default_factory=set)  # files of its folder that were taken in
 
 
-def furnish(folder: Path, orders: Orders, known: bytes) -> None:
-    """Make the folder of an attempt anew, with its orders and the digests that are known; raises OSError."""
+def furnish(folder: Path, orders: Orders) -> None:
+    """Make the folder of an attempt anew, with its orders; raises OSError."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    if known:
-        (folder / "known.bin").write_bytes(known)
     orders.write(folder)
+
+
+def give_known(folder: Path, pairs: bytes) -> None:
+    """Put what `Ingest.known` gives into the folder of a worker that may read by now; raises OSError."""
+    made = folder / f"{KNOWN}.tmp"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with open(os.open(made, flags, 0o644), "wb") as file:
+        file.write(pairs)
+    made.rename(folder / KNOWN)
 
 
 def give_order(folder: Path, order: str) -> None:

@@ -30,7 +30,6 @@ def open_walker(
     shared: Any,
     *,
     patterns: tuple[bytes, ...],
-    known: bytes,
     one_file_system: bool,
     depth: int,
     sizes_only: bool,
@@ -40,7 +39,7 @@ def open_walker(
     With `sizes_only` entries are left out of records where their sums will do.
     """
     door = importlib.import_module("smartscan._native" if NATIVE else "smartscan.walk.python")
-    return door.Walker(root_fd, shared, patterns, known, one_file_system, depth, sizes_only)
+    return door.Walker(root_fd, shared, patterns, one_file_system, depth, sizes_only)
 
 
 def open_share(path: bytes) -> int:

@@ -168,15 +168,13 @@ Tokens = list[bytes]
 class Walker:
     """Lists directories of an open share. May be used by many threads at once, each with its own slot."""
 
-    def __init__(self, root_fd: int, shared: Any, patterns: tuple[bytes, ...], known: bytes,
+    def __init__(self, root_fd: int, shared: Any, patterns: tuple[bytes, ...],
                  one_file_system: bool, depth: int, sizes_only: bool) -> None:
         self.root_fd, self.one_file_system, self.depth = root_fd, one_file_system, depth
         self.sizes_only = sizes_only
         self.view = memoryview(shared).cast("B")
         self.patterns = patterns
         self.known: dict[int, int] = {}
-        for key, digest in PAIR.iter_unpack(known[:len(known) // 16 * 16]):
-            self.known.setdefault(key or 1, digest)
         self.root_dev = stat_of(os.fstat(root_fd)).dev
         self.noatime = os.O_NOATIME
         self.has_openat2 = self._try_openat2()
@@ -189,6 +187,13 @@ class Walker:
     def avoid(self, path: bytes, why: int) -> None:
         """Leave a path alone, see walk.AVOID and the others."""
         {1: self.avoided, 2: self.held, 4: self.hushed}[why].add(path)
+
+    def know(self, pairs: bytes) -> None:
+        """Take the hash of the path and the digest of each directory of the last scan; once, at any time."""
+        known: dict[int, int] = {}
+        for key, digest in PAIR.iter_unpack(pairs[:len(pairs) // 16 * 16]):
+            known.setdefault(key or 1, digest)
+        self.known = self.known or known
 
     def limit(self, entries: int, blocks: int) -> None:
         """Have who reaches one of them stop all; 0: none."""

@@ -14,6 +14,8 @@ from smartscan.errors import ShardError
 from smartscan.model import Limits, Root, b64, unb64
 from smartscan.shard import write_json
 
+KNOWN = "known.bin"  # what `Ingest.known` gives for the roots of a chunk
+
 
 @dataclass(frozen=True, slots=True)
 class Orders:
@@ -29,7 +31,7 @@ class Orders:
     one_file_system: bool
     stuck: tuple[bytes, ...] = ()
     held: tuple[bytes, ...] = ()  # directories that another chunk enters, last of all
-    known: bool = False
+    known: bool = False  # KNOWN comes into the attempt's folder, now or later
     fs_type: str | None = (
         None  # of the share, where the catalogue knows it; another one means that it is not mounted
     )

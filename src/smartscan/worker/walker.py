@@ -50,7 +50,7 @@ from smartscan.walk import (
     open_walker,
     used_bytes,
 )
-from smartscan.worker.orders import Orders
+from smartscan.worker.orders import KNOWN, Orders
 
 BATCH_NS = 5_000_000  # one call into the walker: long against the 20 us it costs, short against a redo
 SEAL_BYTES = 8 << 20  # about 100,000 entries: a tenth of a second to ingest
@@ -133,6 +133,7 @@ class Walker:
         self.larges: list[Large] = []
         self.hung_in: Counter[bytes] = Counter()  # names that hung, by directory
         self.fs: dict[str, int] | None = None
+        self.learnt = not orders.known  # nothing is to come
         self.core: Any = None
         self.root_fd = -1
         self.opening = False  # the share is being opened: its errors are not data yet
@@ -490,10 +491,16 @@ class Walker:
         while view:
             view = view[os.write(self.out, view) :]
 
+    def _learn(self) -> None:
+        """Take the digests of the last scan once they are there; what was read before is handed in whole."""
+        if not self.learnt:
+            with contextlib.suppress(FileNotFoundError):
+                self.core.know((self.folder / KNOWN).read_bytes())
+                self.learnt = True
+
     def run(self, orders_fd: int) -> None:
         """Walk the chunk to its end or limit. Returns when all but hung threads are done."""
         self.started = time.monotonic()
-        known = (self.folder / "known.bin").read_bytes() if self.orders.known else b""
         self.opening = True
         self.root_fd = root_fd = open_share(self.orders.share)
         share_id = identity(root_fd)
@@ -510,7 +517,6 @@ class Walker:
             root_fd,
             self.shared,
             patterns=self.orders.patterns,
-            known=known,
             one_file_system=self.orders.one_file_system,
             depth=self.limits.depth,
             sizes_only=self.orders.sizes_only,
@@ -520,10 +526,10 @@ class Walker:
             self.core.avoid(path, AVOID)
         for path in self.orders.held:
             self.core.avoid(path, HOLD)
-        del known
         self.say(ready=share_id)
         self.queue.extend(job(r) for r in reversed(self.orders.roots))
         threading.Thread(target=self._ask_fs, args=(root_fd,), daemon=True).start()
+        self._learn()
         with self.lock:
             for _ in range(self.limits.threads):
                 self._start_thread()
@@ -531,6 +537,7 @@ class Walker:
         while self._busy():
             with self.lock:
                 self.watch.wait(WATCH_S)
+            self._learn()
             now = time.monotonic()
             self._watch(now)
             with self.lock:
