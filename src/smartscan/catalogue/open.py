@@ -25,6 +25,9 @@ APPLICATION_ID = 0x534D5343  # "SMSC", in the file's header
 PAGE_BYTES = 16384  # a directory of a hundred entries fits in one page, and a NAS reads 16 KB as fast as 4
 BUSY_S = 30.0  # longer than the commit of another controller's largest shard to a busy disk
 JOURNAL_BYTES = 64 * 2**20  # what the write-ahead log keeps on disk between checkpoints
+# Pages in memory. Names of directories come in no order, so that their index is written all over: with the
+# 2 MB that SQLite takes by itself, a share of many small directories costs the ingest 7 % more.
+CACHE_BYTES = 16 * 2**20
 
 NETWORK = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "afs", "fuse.sshfs", "fuse.glusterfs")
 
@@ -66,6 +69,7 @@ def open_catalogue(path: Path, *, create: bool, storage: Storage | None = None) 
         # In a power cut NORMAL loses the last transactions of a log, FULL the last one of a rollback journal.
         conn.execute("PRAGMA synchronous = FULL" if journal == "wal" else "PRAGMA synchronous = EXTRA")
         conn.execute(f"PRAGMA journal_size_limit = {JOURNAL_BYTES}")
+        conn.execute(f"PRAGMA cache_size = {-CACHE_BYTES // 1024}")
         _upgrade(conn, path)
         undone.pop_all()
     directory.keep_reserve(path)
