@@ -265,6 +265,7 @@ class Bench:
             self.optional("tree/duc", lambda: self.run(self.peer("duc"), "index", "-qd", duc, tree.path))
             self.find("tree/find", tree)
             scratch = self.catalogue("plan")
+            scratch.parent.mkdir(exist_ok=True)
             plan = self.folder / "plan.json"
             words = ("plan", tree.path, "--db", scratch, "--engine", "local", "--json")
             sample = self.smartscan(*words, *self.options, output=plan)
