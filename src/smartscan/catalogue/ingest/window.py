@@ -26,18 +26,29 @@ if TYPE_CHECKING:
     from smartscan.catalogue.ingest.writer import Ingest
 
 _ROW = "CAST(e.name AS BLOB), a.type, e.size, e.blocks, e.mtime_ns, a.uid, e.ino, e.counted"
-# An entry that is to go when its directory is replaced: any (?2), or one that came again.
-_GOES = (
-    "e.dir_id = ?1 AND (?2 OR EXISTS "
-    "(SELECT 1 FROM temp.incoming AS n WHERE n.dir_id = e.dir_id AND n.name = e.name))"
-)
-_COUNT_GONE = (
-    "SELECT count(*) FROM entry AS e WHERE e.dir_id = ?1 AND NOT EXISTS "
+# Of a directory that is replaced: names that came no more, and those that came again and are not as before.
+_GONE = (
+    "INSERT INTO temp.goes SELECT e.name FROM entry AS e WHERE e.dir_id = ?1 AND NOT EXISTS "
     "(SELECT 1 FROM temp.incoming AS n WHERE n.dir_id = e.dir_id AND n.name = e.name)"
 )
+_CAME_AGAIN = (
+    "INSERT INTO temp.goes SELECT n.name FROM temp.incoming AS n "
+    "JOIN entry AS e ON e.dir_id = n.dir_id AND e.name = n.name WHERE n.dir_id = ?1"
+)
+# What stays as it is. Not names of files that have several, which of them counts is found anew, nor symbolic
+# links, whose targets may not have been readable before.
+_DROP_SAME = (
+    "DELETE FROM temp.incoming AS n WHERE n.dir_id = ?1 AND n.counted IS NULL AND EXISTS "
+    "(SELECT 1 FROM entry AS e JOIN attr AS a ON a.id = e.attr_id "
+    "WHERE e.dir_id = n.dir_id AND e.name = n.name AND a.type <> 'l' AND e.counted IS NULL AND "
+    "(n.attr_id, n.size, n.blocks, n.mtime_ns, n.ctime_ns, n.ino, n.nlink) "
+    "IS (e.attr_id, e.size, e.blocks, e.mtime_ns, e.ctime_ns, e.ino, e.nlink))"
+)
+_GOES = "e.dir_id = ?1 AND e.name IN (SELECT name FROM temp.goes)"
 _DELETE_REPLACED = ("DELETE FROM entry AS e WHERE " + _GOES, "DELETE FROM symlink AS e WHERE " + _GOES)
-_DELETE_LARGEST = "DELETE FROM largest AS e WHERE e.mount_id = ?3 AND " + _GOES
-_ROWS = "SELECT " + _ROW + " FROM entry AS e JOIN attr AS a ON a.id = e.attr_id WHERE " + _GOES
+_DELETE_LARGEST = "DELETE FROM largest AS e WHERE e.mount_id = ?2 AND " + _GOES
+_ROWS = "SELECT " + _ROW + " FROM entry AS e JOIN attr AS a ON a.id = e.attr_id WHERE e.dir_id = ?1"
+_ROWS_THAT_GO = "SELECT " + _ROW + " FROM entry AS e JOIN attr AS a ON a.id = e.attr_id WHERE " + _GOES
 _INCOMING_ROWS = (
     "SELECT " + _ROW + " FROM temp.incoming AS e JOIN attr AS a ON a.id = e.attr_id WHERE e.dir_id = ?"
 )
@@ -366,8 +377,15 @@ class Intake:
         self.ingest.conn.execute("DELETE FROM temp.incoming_link WHERE dir_id = ?", (d.id,))
 
     def _replace(self, d: Dir, whole: bool) -> None:
-        """Let what came in for a directory take the place of what was there."""
+        """Let what came in for a directory take the place of what was there.
+
+        Cost: a look at each of its entries within SQLite, and here at those that are new, changed or gone.
+        """
         conn, one = self.ingest.conn, (d.id,)
+        conn.execute("DELETE FROM temp.goes")
+        if whole:
+            self.counts.gone += conn.execute(_GONE, one).rowcount
+        conn.execute(_DROP_SAME, one)
         both = (
             "FROM temp.incoming AS n {} JOIN entry AS e ON e.dir_id = n.dir_id AND e.name = n.name "
             "WHERE n.dir_id = ?"
@@ -384,12 +402,11 @@ class Intake:
         ).fetchone()
         self.counts.changed += changed
         self.counts.new += new
-        if whole:
-            self.counts.gone += conn.execute(_COUNT_GONE, one).fetchone()[0]
-        self._subtract(d, d.id, d.dev, whole=whole)
+        conn.execute(_CAME_AGAIN, one)
+        self._subtract(d, d.id, d.dev, _ROWS_THAT_GO)
         for statement in _DELETE_REPLACED:
-            conn.execute(statement, (d.id, whole))
-        conn.execute(_DELETE_LARGEST, (d.id, whole, self.ingest.mount_id))
+            conn.execute(statement, one)
+        conn.execute(_DELETE_LARGEST, (d.id, self.ingest.mount_id))
         largest: list[tuple[int, int, bytes]] = []
         doubles: list[tuple[int, bytes]] = []
         seen: set[int] = set()
@@ -428,11 +445,11 @@ class Intake:
             self.remove_tree(d, child_id, name)
         return bool(rows)
 
-    def _subtract(self, at: Dir, dir_id: int, dev: int | None, *, whole: bool = True) -> None:
-        """Take the entries of a directory out of all totals, from that of `at` upwards."""
+    def _subtract(self, at: Dir, dir_id: int, dev: int | None, rows: str = _ROWS) -> None:
+        """Take entries of a directory out of all totals, from that of `at` upwards."""
         total = self.totals.of(at)
         for name, kind, size, blocks, mtime_ns, uid, ino, counted in self.ingest.conn.execute(
-            _ROWS, (dir_id, whole)
+            rows, (dir_id,)
         ):
             total.entries -= 1
             if size is None or kind == "d" or counted == 0:
