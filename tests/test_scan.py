@@ -286,6 +286,31 @@ def test_after_any_changes_it_equals_a_fresh_catalogue(share, db, fresh, seed):
     assert differences(held, holdings(fresh, "Media")) == []
 
 
+@pytest.mark.parametrize("seed", range(2))
+def test_a_large_directory_that_changes_equals_a_fresh_catalogue(tmp_path, db, fresh, seed):
+    share, chance = tmp_path / "share", Random(seed)
+    share.mkdir()
+    big: Tree = {f"{n:05}.{n % 7}": n % 50 for n in range(9_000)}
+    big |= {f"link {n}": Link(f"to {n}") for n in range(50)} | {f"sub{n}": {"f": n} for n in range(20)}
+    other: Tree = {f"{n}": Hard(f"big/{n * 40:05}.{n * 40 % 7}") for n in range(100)}
+    build(share, {"big": big, "other": other})
+    scan(share, db)
+    for _ in range(2):
+        for path in chance.sample(sorted((share / "big").iterdir()), 40):
+            if not path.is_dir():
+                path.unlink()
+                chance.choice((path.mkdir, path.touch, lambda p=path: p.symlink_to("elsewhere")))()
+        change(share / "big", chance, 30)
+        change(share / "other", chance, 10)
+        scan(share, db)
+    held = holdings(db, "Media")
+    check_consistent(held)
+    check_same_tree(held, find_listing(share))
+    assert held.sums()[3] == du(share)
+    scan(share, fresh)
+    assert differences(held, holdings(fresh, "Media")) == []
+
+
 def test_the_largest_files_are_right_after_many_of_them_went(tmp_path, db):
     share = tmp_path / "share"
     share.mkdir()
