@@ -16,22 +16,16 @@ import os
 import threading
 import time
 from collections import Counter, deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from smartscan.model import DirState, Op, Root, b64
 from smartscan.shard import (
-    BIG,
-    IO_ERROR,
     KIND_DIR,
     KIND_ERROR,
-    LAST,
-    LISTED,
     TIMED_OUT,
     Part,
-    block_digest,
-    fold,
     record,
 )
 from smartscan.walk import (
@@ -50,6 +44,7 @@ from smartscan.walk import (
     open_walker,
     used_bytes,
 )
+from smartscan.worker.large import Large
 from smartscan.worker.orders import KNOWN, Orders
 
 BATCH_NS = 5_000_000  # one call into the walker: long against the 20 us it costs, short against a redo
@@ -61,27 +56,6 @@ SPARE_SLOTS = 32  # threads that may be lost to hung calls before the walker giv
 HUNG_NAMES = 3  # of one directory whose stat hangs; a fourth would, and each costs the stall limit
 WATCH_S = 0.05
 DEAD = "the share does not answer"  # why a walk ends where not even the root of the share does
-
-
-@dataclass(slots=True)
-class Large:
-    """A directory of more than one block, listed and stat'ed by many threads at once."""
-
-    token: bytes
-    fd: int
-    dev: int
-    ino: int
-    own_blocks: int
-    part: Part
-    blocks: int = 0
-    waiting: int = 0  # blocks not written yet
-    entries: int = 0
-    ended: bool = False
-    hushed: bool = False
-    state: int = LISTED
-    err: int = 0
-    reason: str = ""
-    digests: dict[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,9 +213,7 @@ class Walker:
         self.watch.notify()
 
     def _block(self, big: Large, names: bytes) -> None:
-        big.waiting += 1
-        self.blocks.append(Task(large=big, names=names, block=big.blocks))
-        big.blocks += 1
+        self.blocks.append(Task(large=big, names=names, block=big.begin_block()))
 
     def _named(self, me: Thread, big: Large, names: bytes, count: int, end: int) -> None:
         with self.lock:
@@ -250,14 +222,8 @@ class Walker:
                 return
             if names:
                 self._block(big, names)
-                big.entries += count
-            if end < 0:
-                big.err, big.state = -end, IO_ERROR
-            elif big.entries > self.limits.dir_entries:
-                big.err, big.state = errno.EFBIG, IO_ERROR
-                big.reason = f"listing given up after {big.entries} names"
-            if end or big.state != LISTED:
-                big.ended = True
+            big.named(count, end, most=self.limits.dir_entries)
+            if big.ended:
                 self._close_large(big)
             else:
                 self.blocks.append(Task(large=big))  # behind its blocks: bounds the names in memory
@@ -270,37 +236,16 @@ class Walker:
             if me.lost:
                 return
             me.task = None
-            big.part.write(records)
-            big.digests[task.block] = block_digest(records)
+            big.write_block(task.block, records)
             self.queue.extend(jobs)
             self.left.extend(job_root(t) for t in left)
-            big.waiting -= 1
             self._close_large(big)
             self._wake()
 
     def _close_large(self, big: Large) -> None:
         if not big.ended or big.waiting:
             return
-        path = job_path(big.token)
-        if big.hushed and big.state == LISTED:
-            big.state, big.err, big.reason = TIMED_OUT, errno.ETIMEDOUT, DirState.TIMED_OUT.value
-        digest = fold(big.digests[i] for i in sorted(big.digests)) if big.state == LISTED else 0
-        big.part.write(
-            record(
-                KIND_DIR,
-                path,
-                flags=LAST | BIG,
-                state=big.state,
-                err=big.err,
-                op=Op.READDIR if big.err else 0,
-                block=big.blocks,
-                reason=big.reason,
-                dev=big.dev,
-                ino=big.ino,
-                own_blocks=big.own_blocks,
-                dir_digest=digest,
-            )
-        )
+        big.part.write(big.last_record())
         self.parts.append(big.part)
         self.watch.notify()
         self.larges.remove(big)
@@ -414,11 +359,9 @@ class Walker:
                 self.singles.extend(j for j in task.jobs if job_path(j) != path or of_entry)
             elif task.names is not None:
                 self.blocks.append(task)
-            else:  # its listing hangs: what was read of it stays, nothing more comes
-                big = task.large
-                big.ended, big.state, big.err = True, TIMED_OUT, errno.ETIMEDOUT
-                big.reason = DirState.TIMED_OUT.value
-                self._close_large(big)
+            else:
+                task.large.hung()
+                self._close_large(task.large)
             self._wake_all()
 
     def _count_hung(self, folder: bytes) -> None:
@@ -466,8 +409,8 @@ class Walker:
             if self.part is not None and (everything or now - self.part_since >= SEAL_S):
                 self.parts.append(self.part)
                 self.part = None
-            late = [b.part for b in self.larges if b.part.bytes - b.part.synced >= SEAL_BYTES]
-        for part in late:  # nobody but this thread closes it
+            behind = [b.part for b in self.larges if b.part.bytes - b.part.synced >= SEAL_BYTES]
+        for part in behind:  # nobody but this thread closes it
             part.sync()
         while self.parts:
             part = self.parts.popleft()
