@@ -8,7 +8,7 @@ import pytest
 
 from smartscan.model import Op, Outcome, Progress, Root, WalkError, b64
 from smartscan.run import collect
-from smartscan.run.workers import give_order
+from smartscan.run.attempts import give_order
 from smartscan.shard import is_shard, leftover_files
 
 

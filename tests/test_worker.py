@@ -20,7 +20,7 @@ import pytest
 from smartscan import shard, walk
 from smartscan.codec import python as codec
 from smartscan.model import Limits, Root, Scope, join
-from smartscan.run.workers import give_known
+from smartscan.run.attempts import give_known
 from smartscan.shard import BIG, KIND_DIR, LAST, UNCHANGED
 from smartscan.worker.orders import Orders
 from trees import build, find_listing, odd_tree

@@ -18,7 +18,7 @@ from smartscan.catalogue.ingest import Ingest
 from smartscan.catalogue.problems import note_problem
 from smartscan.engine import Status
 from smartscan.model import DirState, Op, Outcome, Progress, Reading, Root, WalkError, show, unb64
-from smartscan.run.workers import Attempt
+from smartscan.run.attempts import Attempt
 from smartscan.shard import leftover_files, read_json, salvage
 
 WORDS = 4096  # letters of what a worker says

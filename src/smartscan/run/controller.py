@@ -9,7 +9,6 @@ import contextlib
 import logging
 import shutil
 import time
-from collections import deque
 from collections.abc import Callable, Iterable
 from errno import EIO, ETIMEDOUT
 from pathlib import Path
@@ -24,12 +23,13 @@ from smartscan.engine import Engine, Job, Status
 from smartscan.errors import EngineError, EngineLost, MountError, MountSilent, ShardError
 from smartscan.model import Chunk, ChunkState, DirState, Op, Outcome, Root, WalkError, show
 from smartscan.run import collect
+from smartscan.run.attempts import Attempt, Digests, furnish, give_order
 from smartscan.run.chunks import ChunkMaker
 from smartscan.run.collect import Result, Stuck
 from smartscan.run.patience import Homeless, PatientWriter, Watch
 from smartscan.run.request import Glance, Request, namespace
 from smartscan.run.story import words_of
-from smartscan.run.workers import REMOVE_S, Attempt, Workers, furnish, give_known, give_order
+from smartscan.run.workers import REMOVE_S, Workers
 from smartscan.shard import is_shard, leftover_files
 from smartscan.worker.orders import Orders
 
@@ -67,7 +67,7 @@ class Controller:
         self.supervisor = sup.Supervisor(settings, abandoned=len(self.abandoned))
         self.settings = settings
         self.attempts: dict[int, Attempt] = {}
-        self.untold: deque[Attempt] = deque()  # whose workers do not know yet what their directories were
+        self.digests = Digests(ingest)
         self.chunks: dict[int, Chunk] = {}
         self.workers = Workers(engine, namespace(request.db), at_a_time=request.max_containers)
         self.watch = Watch(request.say, request.db.parent, request.limits.stall_s)
@@ -117,7 +117,7 @@ class Controller:
             if self.stops > self.stops_seen:
                 self.stops_seen += 1
                 self.tell(sup.StopRequested())
-            busy = self.workers.hear() | self._tell_known()
+            busy = self.workers.hear() | self.digests.give(self.attempts)
             for attempt in list(self.attempts.values()):
                 self._come_round()
                 busy |= self._look(attempt)
@@ -334,22 +334,7 @@ class Controller:
             started=lambda worker_id: self._started(attempt, worker_id),
             refused=lambda error: self._refused(attempt, error),
         )
-        if self.ingest.rescan:
-            self.untold.append(attempt)
-
-    def _tell_known(self) -> bool:
-        """Let one worker know what its directories were; it reads by now, and hands them in whole till then.
-        """
-        if not self.untold:
-            return False
-        attempt = self.untold.popleft()
-        if self.attempts.get(attempt.chunk.id) is attempt:
-            pairs = b"".join(self.ingest.known(r) for r in attempt.chunk.roots)
-            try:
-                give_known(attempt.folder, pairs)
-            except OSError as e:  # it goes on without
-                log.warning("%s: %s", attempt.folder, e)
-        return True
+        self.digests.promise(attempt)
 
     def _refused(self, attempt: Attempt, error: EngineError | MountError) -> None:
         if isinstance(error, MountSilent):

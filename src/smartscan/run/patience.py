@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from smartscan.catalogue import directory
 from smartscan.errors import CatalogueBusy, CatalogueFull, Interrupted
-from smartscan.run.workers import Attempt
+from smartscan.run.attempts import Attempt
 
 T = TypeVar("T")
 

@@ -1,66 +1,22 @@
-"""Attempts, and the engine that runs their workers: asked on pool threads, so that nobody waits for it.
+"""The engine that runs the workers: asked on pool threads, so that nobody waits for it.
 
-Touches: the engine, attempt folders.
+Touches: the engine; removes attempt folders.
 """
 
 from __future__ import annotations
 
-import os
 import queue
 import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from pathlib import Path
 
 from smartscan.engine import Engine, Job, Status
 from smartscan.errors import EngineError, MountError
-from smartscan.model import Chunk, Progress
-from smartscan.worker.orders import KNOWN, Orders
+from smartscan.run.attempts import Attempt
 
 REMOVE_S = 10.0  # how long an ended worker may take to be gone
 AWAY_S = 600.0  # and how much longer where its engine is away meanwhile
-
-
-@dataclass(slots=True)
-class Attempt:
-    """A running attempt, as the controller knows it."""
-
-    chunk: Chunk
-    number: int
-    folder: Path
-    worker_id: str = ""
-    moved_at: float = 0.0
-    asked_at: float = 0.0
-    asking: bool = False
-    progress: Progress = field(default_factory=lambda: Progress(0))
-    status: Status | None = None
-    exited: bool = False
-    adopted: bool = False  # from an earlier controller
-    ingested: set[str] = field(default_factory=set)  # files of its folder that were taken in
-
-
-def furnish(folder: Path, orders: Orders) -> None:
-    """Make the folder of an attempt anew, with its orders; raises OSError."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    orders.write(folder)
-
-
-def give_known(folder: Path, pairs: bytes) -> None:
-    """Put what `Ingest.known` gives into the folder of a worker that may read by now; raises OSError."""
-    made = folder / f"{KNOWN}.tmp"
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    with open(os.open(made, flags, 0o644), "wb") as file:
-        file.write(pairs)
-    made.rename(folder / KNOWN)
-
-
-def give_order(folder: Path, order: str) -> None:
-    """Put an order into an attempt's folder; raises OSError, also where a worker has laid a link there."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    os.close(os.open(folder / order, flags, 0o644))
 
 
 class Workers:
