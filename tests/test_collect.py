@@ -8,8 +8,9 @@ import pytest
 
 from smartscan.model import Op, Outcome, Progress, Root, WalkError, b64
 from smartscan.run import collect
-from smartscan.run.attempts import give_order
+from smartscan.run.attempts import give_known, give_order
 from smartscan.shard import is_shard, leftover_files
+from smartscan.worker.orders import KNOWN
 
 
 @pytest.mark.parametrize(
@@ -124,6 +125,20 @@ def test_an_order_follows_no_link_that_a_worker_has_laid(tmp_path, order):
     with pytest.raises(OSError):
         give_order(folder, order)
     assert not (tmp_path / "outside").exists()
+
+
+def test_what_is_known_follows_no_link_that_a_worker_has_laid(tmp_path):
+    folder, outside = tmp_path / "attempt", tmp_path / "outside"
+    folder.mkdir()
+    (folder / KNOWN).symlink_to(outside)
+    give_known(folder, b"pairs")
+    assert (folder / KNOWN).read_bytes() == b"pairs" and not (folder / KNOWN).is_symlink()
+    for laid in (lambda at: at.symlink_to(outside), os.mkfifo, os.mkdir):
+        laid(folder / f"{KNOWN}.tmp")
+        with pytest.raises(OSError):
+            give_known(folder, b"others")
+        (folder / f"{KNOWN}.tmp").rename(tmp_path / f"laid {len(list(tmp_path.iterdir()))}")
+    assert not outside.exists()
 
 
 @pytest.mark.parametrize("name", ["x.shard", "../000001.shard", "\udcff.shard", "1.part"])
