@@ -118,6 +118,12 @@ def offsets(data: bytes) -> bytes:
     return b"".join(struct.pack("<Q", row[0]) for row in python.index(data, False)[0])
 
 
+def hung(places: bytes) -> bytes:
+    """Records as new directories, each below that in the middle of those before it."""
+    found = [at for (at,) in struct.iter_unpack("<Q", places)]
+    return b"".join(python.PLACE.pack(at, 10 + k, 10 + k // 2 if k else 1) for k, at in enumerate(found))
+
+
 def measured(codec: Any, data: bytes, places: bytes) -> tuple[Any, ...]:
     tally, largest, links = codec.measure(data, places, 3)
     return sorted(tally), sorted(largest), links
@@ -139,6 +145,7 @@ def test_both_take_and_refuse_the_same(data, subdirs):
     good = data[:got[2]]
     places = offsets(good)
     assert measured(native, good, places) == measured(python, good, places)
+    assert native.carry(good, hung(places)) == python.carry(good, hung(places))
     for (at,) in struct.iter_unpack("<Q", places):
         assert python.rows(good, at) is not None
 
@@ -150,6 +157,7 @@ def test_places_where_no_record_is_harm_nobody(data, places):
     """What was not checked before: nothing of the kind is done, and it must not crash either."""
     packed = b"".join(struct.pack("<Q", 8 * place) for place in places)
     native.measure(data, packed, 2)
+    assert native.carry(data, hung(packed)) == python.carry(data, hung(packed))
     for place in places:
         try:
             python.rows(data, 8 * place)
@@ -160,9 +168,12 @@ def test_places_where_no_record_is_harm_nobody(data, places):
 def opened_bulk(*, quick: bool) -> Bulk:
     def connect() -> sqlite3.Connection:
         conn = sqlite3.connect(":memory:", isolation_level=None)
+        conn.text_factory = bytes
         conn.executescript(
             "CREATE TABLE entry (dir_id INTEGER, name TEXT, attr_id INTEGER, size, blocks, mtime_ns, "
             "ctime_ns, ino, nlink, counted); CREATE TABLE symlink (dir_id INTEGER, name TEXT, target TEXT);"
+            "CREATE TABLE dir (id INTEGER PRIMARY KEY, mount_id, parent_id, name TEXT, state, scan_id, dev, "
+            "digest, own_entries, own_dirs, own_blocks, files, entries, bytes, disk_bytes);"
         )
         return conn
 
@@ -182,11 +193,13 @@ def test_both_insert_the_same_rows(data, blocks):
     for quick in (False, True):
         bulk = opened_bulk(quick=quick)
         bulk.insert("entry", "symlink", data, places, ids, numbers)
+        bulk.insert_dirs(data, hung(places), python.carry(data, hung(places))[0], 7, 2**40)
         columns = "dir_id, CAST({} AS BLOB), {}"
         entries = columns.format("name", "attr_id, size, blocks, mtime_ns, ctime_ns, ino, nlink, counted")
         links = columns.format("name", "CAST(target AS BLOB)")
         found.append([bulk.conn.execute(f"SELECT {entries} FROM entry").fetchall(),
-                      bulk.conn.execute(f"SELECT {links} FROM symlink").fetchall()])
+                      bulk.conn.execute(f"SELECT {links} FROM symlink").fetchall(),
+                      bulk.conn.execute("SELECT typeof(name), * FROM dir").fetchall()])
         bulk.conn.close()
     if blocks > 1:  # those of one directory come as one, in the order of names
         assert [row[0] for row in found[1][0]] == sorted(row[0] for row in found[1][0])

@@ -118,6 +118,52 @@ def test_of_equally_large_files_the_first_is_kept(codec):
     assert sorted(largest) == [(7, 0, b"00"), (7, 0, b"01"), (7, 0, b"02")]
 
 
+def hung(data: bytes, aboves: list[int]) -> bytes:
+    """The records of `data` as new directories, each below one before it or elsewhere."""
+    places = b""
+    for k, (at,) in enumerate(struct.iter_unpack("<Q", offsets_of(data))):
+        above = aboves[k] % (k + 3) - 3 if k < len(aboves) else -1
+        places += python.PLACE.pack(at, 100 + 2 * k, 100 + 2 * above)
+    return places
+
+
+@needs_native
+@given(st.lists(records, max_size=8).map(b"".join), st.lists(st.integers(0, 100), max_size=8))
+def test_both_carry_up_the_same(data, aboves):
+    places = hung(data, aboves)
+    assert native.carry(data, places) == python.carry(data, places)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@given(st.lists(full_records(), max_size=8).map(b"".join), st.lists(st.integers(0, 100), max_size=8))
+def test_what_is_carried_up_is_what_there_is(codec, data, aboves):
+    places = list(python.PLACE.iter_unpack(hung(data, aboves)))
+    packed, outside, (entries, size, disk) = codec.carry(data, hung(data, aboves))
+    headers = [header_of(data, at) for at, _, _ in places]
+    own = [(h.files, h.n, h.bytes, (h.blocks + h.own_blocks) * 512) for h in headers]
+    names = {id_: k for k, (_, id_, _) in enumerate(places)}
+    below: list[list[int]] = [[k] for k in range(len(places))]
+    for k in range(len(places) - 1, -1, -1):
+        if places[k][2] in names:
+            below[names[places[k][2]]] += below[k]
+
+    def total(numbers: list[int]) -> list[int]:
+        return [sum(own[k][i] for k in numbers) % 2**64 for i in range(4)]
+
+    sums = [[value % 2**64 for value in s] for s in python.SUMS.iter_unpack(packed)]
+    assert sums == [total(numbers) for numbers in below]
+    elsewhere: dict[int, list[int]] = {}
+    for k, *change in outside:
+        assert places[k][2] not in names
+        to = elsewhere.setdefault(places[k][2], [0] * 4)
+        to[:] = [(a + b) % 2**64 for a, b in zip(to, change, strict=True)]
+    assert elsewhere == {
+        above: total([n for k, (_, _, up) in enumerate(places) if up == above for n in below[k]])
+        for above in {up for _, _, up in places} - set(names)
+    }
+    assert [entries % 2**64, size % 2**64, disk % 2**64] == total(list(range(len(places))))[1:]
+
+
 @given(full_records())
 def test_a_full_record_gives_its_rows(data):
     header = header_of(data)

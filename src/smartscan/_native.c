@@ -1,8 +1,8 @@
 /* smartscan._native: what must be fast. Three doors, no policy:
  *
- *   Walker          lists directories (openat2, getdents64, statx) and returns finished records;
- *   index, measure  read records;
- *   insert          binds records to a prepared INSERT of the SQLite that Python itself uses.
+ *   Walker                 lists directories (openat2, getdents64, statx) and returns finished records;
+ *   index, measure, carry  read records and sum them up;
+ *   insert, insert_dirs    have the SQLite that Python itself uses insert rows from records.
  *
  * A record is one directory, or one block of a large one, as it lies in a shard (docs/shard.md).
  * The pure Python twin is codec/python.py and walk/python.py; both must give the same bytes.
@@ -1221,7 +1221,8 @@ static size_t record_at(const char *buf, size_t len, size_t at, Record *r, int v
     if (at > len || len - at < sizeof(Header)) return 0;
     const Header *h = (const Header *)(buf + at);
     if (h->magic != MAGIC || h->length < sizeof *h || h->length > len - at || h->length % 8) return 0;
-    if (h->kind < KIND_DIR || h->kind > KIND_END || h->flags > (LAST | UNCHANGED | BIG) || h->state > VANISHED || h->op > OP_STATFS) return 0;
+    if (h->kind < KIND_DIR || h->kind > KIND_END || h->flags > (LAST | UNCHANGED | BIG) || h->state > VANISHED || h->op > OP_STATFS ||
+        h->files > h->n) return 0;
     int full = h->kind == KIND_DIR && h->n && !(h->flags & UNCHANGED);
     if (h->flags & UNCHANGED ? h->kind != KIND_DIR || h->subdirs > h->n : !full && (h->n || h->subdirs || h->names_len)) return 0;
     uint64_t count = full ? h->n : h->subdirs;
@@ -1585,7 +1586,8 @@ typedef struct {
     int (*finalize)(sqlite3_stmt *);
 } Sqlite;
 
-/* What the virtual table shows: the entries, or the symbolic links, of some records. One per connection. */
+/* What the virtual tables show: the entries, or the symbolic links, of some records; or some records themselves, as
+ * directories. One per connection. */
 typedef struct {
     Sqlite sql;
     sqlite3 *db;
@@ -1594,6 +1596,8 @@ typedef struct {
     const char *offs, *ids;
     Attrs attrs;
     int links, damaged;
+    const char *places, *sums;
+    int64_t mount, scan;
 } Source;
 typedef struct { Vtab vtab; Source *source; } SourceVtab;
 typedef struct { Record r; uint32_t i; } Run;
@@ -1628,15 +1632,18 @@ static int sqlite_load(const char *module, Sqlite *s)
     return ok ? 0 : -1;
 }
 
-static int rows_connect(sqlite3 *db, void *aux, int argc, const char *const *argv, Vtab **out, char **err)
+static int source_connect(sqlite3 *db, Source *s, const char *columns, Vtab **out)
 {
-    Source *s = aux;
-    (void)argc; (void)argv; (void)err;
     SourceVtab *v = calloc(1, sizeof *v);
     if (!v) return 7;
     v->source = s;
     *out = &v->vtab;
-    return s->sql.declare_vtab(db, "CREATE TABLE x(dir_id, name, attr_or_target, size, blocks, mtime_ns, ctime_ns, ino, nlink, counted)");
+    return s->sql.declare_vtab(db, columns);
+}
+static int rows_connect(sqlite3 *db, void *aux, int argc, const char *const *argv, Vtab **out, char **err)
+{
+    (void)argc; (void)argv; (void)err;
+    return source_connect(db, aux, "CREATE TABLE x(dir_id, name, attr_or_target, size, blocks, mtime_ns, ctime_ns, ino, nlink, counted)", out);
 }
 static int rows_best(Vtab *v, void *info) { (void)v; (void)info; return 0; }
 static int rows_disconnect(Vtab *v) { free(v); return 0; }
@@ -1835,6 +1842,128 @@ static const sqlite3_module rows_module = {.connect = rows_connect, .best_index 
     .destroy = rows_disconnect, .open = rows_open, .close = rows_close, .filter = rows_filter, .next = rows_next, .eof = rows_eof,
     .column = rows_column, .rowid = rows_rowid};
 
+/* New directories: one record each, at a place that says (offset, id, id of the directory above), with the sums of its
+ * subtree. */
+typedef struct { uint64_t files, entries, bytes, disk; } Sums; /* modulo 2^64 */
+enum { PLACE_BYTES = 24 };
+
+static void sums_add(Sums *to, const Sums *s)
+{
+    to->files += s->files; to->entries += s->entries; to->bytes += s->bytes; to->disk += s->disk;
+}
+/* Find the place, before k, of the directory with that id, or -1: ids rise. */
+static Py_ssize_t place_of(const char *places, Py_ssize_t k, int64_t id)
+{
+    Py_ssize_t least = 0;
+    while (least < k) {
+        Py_ssize_t middle = least + (k - least) / 2;
+        int64_t there = (int64_t)rd64(places + PLACE_BYTES * middle + 8);
+        if (there == id) return middle;
+        if (there < id) least = middle + 1;
+        else k = middle;
+    }
+    return -1;
+}
+
+static PyObject *py_carry(PyObject *mod, PyObject *args)
+{
+    Py_buffer buf, places;
+    (void)mod;
+    if (!PyArg_ParseTuple(args, "y*y*:carry", &buf, &places)) return NULL;
+    const char *place = places.buf;
+    Py_ssize_t n = places.len / PLACE_BYTES;
+    Sums *sums = calloc((size_t)n + 1, sizeof *sums), all = {0}, out = {0};
+    PyObject *outside = sums ? PyList_New(0) : PyErr_NoMemory(), *r = NULL;
+    for (Py_ssize_t k = 0; sums && k < n; k++) {
+        Record rec;
+        if (!record_at(buf.buf, (size_t)buf.len, rd64(place + PLACE_BYTES * k), &rec, 0)) continue; /* inserting it fails */
+        const Header *h = rec.h;
+        sums[k] = (Sums){h->files, h->n, h->bytes, (h->blocks + h->own_blocks) * 512};
+        sums_add(&all, &sums[k]);
+    }
+    for (Py_ssize_t k = n, above; outside && k-- > 0;) {
+        int64_t id = (int64_t)rd64(place + PLACE_BYTES * k + 16);
+        if ((above = place_of(place, k, id)) >= 0) { sums_add(&sums[above], &sums[k]); continue; }
+        sums_add(&out, &sums[k]);
+        Py_ssize_t next = k; /* what follows with the same directory above is summed up with it */
+        while (next > 0 && (int64_t)rd64(place + PLACE_BYTES * (next - 1) + 16) == id) sums_add(&out, &sums[--next]);
+        k = next;
+        PyObject *o = Py_BuildValue("(nLLLL)", k, (long long)out.files, (long long)out.entries, (long long)out.bytes, (long long)out.disk);
+        out = (Sums){0};
+        if (!o || PyList_Append(outside, o)) Py_CLEAR(outside);
+        Py_XDECREF(o);
+    }
+    if (outside)
+        r = Py_BuildValue("(y#O(LLL))", (char *)sums, n * (Py_ssize_t)sizeof *sums, outside, (long long)all.entries,
+                          (long long)all.bytes, (long long)all.disk);
+    Py_XDECREF(outside);
+    free(sums);
+    PyBuffer_Release(&buf); PyBuffer_Release(&places);
+    return r;
+}
+
+typedef struct { Cursor base; Source *source; size_t k; Record r; } Dirs;
+
+static int dirs_connect(sqlite3 *db, void *aux, int argc, const char *const *argv, Vtab **out, char **err)
+{
+    (void)argc; (void)argv; (void)err;
+    return source_connect(db, aux, "CREATE TABLE x(id, mount_id, parent_id, name, scan_id, dev, digest, own_entries, own_dirs, "
+                          "own_blocks, files, entries, bytes, disk_bytes)", out);
+}
+static int dirs_open(Vtab *v, Cursor **out)
+{
+    Dirs *c = calloc(1, sizeof *c);
+    if (!c) return 7;
+    c->source = ((SourceVtab *)v)->source;
+    *out = &c->base;
+    return 0;
+}
+static int dirs_close(Cursor *base) { free(base); return 0; }
+static int dirs_settle(Dirs *c)
+{
+    Source *s = c->source;
+    if (c->k < s->n && !record_at(s->buf, s->len, rd64(s->places + PLACE_BYTES * c->k), &c->r, 0)) { s->damaged = 1; c->k = s->n; }
+    return 0;
+}
+static int dirs_filter(Cursor *base, int n, const char *str, int argc, sqlite3_value **argv)
+{
+    (void)n; (void)str; (void)argc; (void)argv;
+    ((Dirs *)base)->k = 0;
+    return dirs_settle((Dirs *)base);
+}
+static int dirs_next(Cursor *base) { ((Dirs *)base)->k++; return dirs_settle((Dirs *)base); }
+static int dirs_eof(Cursor *base) { return ((Dirs *)base)->k >= ((Dirs *)base)->source->n; }
+static int dirs_column(Cursor *base, sqlite3_context *x, int col)
+{
+    Dirs *c = (Dirs *)base;
+    Source *s = c->source;
+    const Header *h = c->r.h;
+    int64_t v;
+    switch (col) {
+    case 0: v = (int64_t)rd64(s->places + PLACE_BYTES * c->k + 8); break;
+    case 1: v = s->mount; break;
+    case 2: v = (int64_t)rd64(s->places + PLACE_BYTES * c->k + 16); break;
+    case 3: {
+        size_t from = h->path_len;
+        while (from && c->r.path[from - 1] != '/') from--;
+        s->sql.result_text(x, c->r.path + from, (int)(h->path_len - from), NULL);
+        return 0;
+    }
+    case 4: v = s->scan; break;
+    case 5: v = (int64_t)h->dev; break;
+    case 6: v = (int64_t)h->dir_digest; break;
+    case 7: v = h->n; break;
+    case 8: v = h->subdirs; break;
+    case 9: v = (int64_t)h->own_blocks; break;
+    default: v = (int64_t)rd64(s->sums + sizeof(Sums) * c->k + 8 * (size_t)(col - 10));
+    }
+    s->sql.result_int64(x, v);
+    return 0;
+}
+static int dirs_rowid(Cursor *base, int64_t *id) { *id = (int64_t)((Dirs *)base)->k; return 0; }
+static const sqlite3_module dirs_module = {.connect = dirs_connect, .best_index = rows_best, .disconnect = rows_disconnect,
+    .destroy = rows_disconnect, .open = dirs_open, .close = dirs_close, .filter = dirs_filter, .next = dirs_next, .eof = dirs_eof,
+    .column = dirs_column, .rowid = dirs_rowid};
 
 /* The only static: SQLite calls `equip` for each connection it opens and gives it no other context. */
 static __thread const Sqlite *loading;
@@ -1845,7 +1974,7 @@ static void rows_source(sqlite3_context *x, int n, sqlite3_value **v)
     Source *s = loading ? loading->user_data(x) : NULL;
     if (s) loading->result_int64(x, (int64_t)(uintptr_t)s);
 }
-/* Give a new connection the virtual table, and a function that tells where its source is. */
+/* Give a new connection the virtual tables, and a function that tells where their source is. */
 static int equip(sqlite3 *db, char **err, const void *api)
 {
     (void)err; (void)api;
@@ -1854,6 +1983,7 @@ static int equip(sqlite3 *db, char **err, const void *api)
     s->sql = *loading;
     s->db = db;
     if (s->sql.create_module_v2(db, "smartscan_rows", &rows_module, s, free)) return 0; /* frees it */
+    if (s->sql.create_module_v2(db, "smartscan_dirs", &dirs_module, s, NULL)) return 0;
     s->sql.create_function(db, "smartscan_source", 0, 1, s, rows_source, NULL, NULL);
     return 0;
 }
@@ -1878,6 +2008,39 @@ static PyObject *py_connect(PyObject *mod, PyObject *args)
     return r;
 }
 
+/* Run a statement that selects from a virtual table to its end; gives SQLite's code. */
+static int run(Source *s, const char *sql)
+{
+    sqlite3_stmt *st = NULL;
+    int rc = s->sql.prepare_v2(s->db, sql, -1, &st, NULL);
+    if (!rc) rc = s->sql.step(st);
+    if (rc == 101) rc = 0;
+    int rc2 = s->sql.finalize(st);
+    if (!rc) rc = rc2;
+    return !rc && s->damaged ? 11 : rc;
+}
+
+static PyObject *py_insert_dirs(PyObject *mod, PyObject *args)
+{
+    const char *sql;
+    unsigned long long handle;
+    long long mount, scan;
+    Py_buffer buf, places, sums;
+    (void)mod;
+    if (!PyArg_ParseTuple(args, "KsLLy*y*y*:insert_dirs", &handle, &sql, &mount, &scan, &buf, &places, &sums)) return NULL;
+    Source *s = (Source *)(uintptr_t)handle;
+    PyThreadState *ts = PyEval_SaveThread();
+    s->buf = buf.buf; s->len = (size_t)buf.len; s->places = places.buf; s->sums = sums.buf; s->damaged = 0;
+    s->mount = mount; s->scan = scan;
+    s->n = (size_t)places.len / PLACE_BYTES;
+    if (s->n > (size_t)sums.len / sizeof(Sums)) s->n = (size_t)sums.len / sizeof(Sums);
+    int rc = run(s, sql);
+    s->n = 0;
+    PyEval_RestoreThread(ts);
+    PyBuffer_Release(&buf); PyBuffer_Release(&places); PyBuffer_Release(&sums);
+    return PyLong_FromLong(rc);
+}
+
 static PyObject *py_insert(PyObject *mod, PyObject *args)
 {
     const char *sql, *link_sql;
@@ -1900,15 +2063,7 @@ static PyObject *py_insert(PyObject *mod, PyObject *args)
         Record r;
         links = record_at(s->buf, s->len, rd64(s->offs + 8 * k), &r, 0) && r.size && r.h->symlinks;
     }
-    for (s->links = 0; s->links <= links && !rc; s->links++) {
-        sqlite3_stmt *st = NULL;
-        rc = s->sql.prepare_v2(s->db, s->links ? link_sql : sql, -1, &st, NULL);
-        if (!rc) rc = s->sql.step(st);
-        if (rc == 101) rc = 0;
-        int rc2 = s->sql.finalize(st);
-        if (!rc) rc = rc2;
-        if (!rc && s->damaged) rc = 11;
-    }
+    for (s->links = 0; s->links <= links && !rc; s->links++) rc = run(s, s->links ? link_sql : sql);
     free(s->attrs.a);
     s->attrs = (Attrs){0};
     s->n = 0;
@@ -1933,10 +2088,15 @@ static PyMethodDef methods[] = {
     {"measure", py_measure, METH_VARARGS, "measure(buffer, offsets, top) -> (tally, largest, links)"},
     {"connect", py_connect, METH_VARARGS,
      "connect(sqlite_module_file, connect) -> (connection, handle)\n\n"
-     "Call `connect`; what it opens gets the virtual table smartscan_rows. LookupError: this SQLite hides its functions."},
+     "Call `connect`; what it opens gets the virtual tables smartscan_rows and smartscan_dirs. LookupError: this SQLite hides\n"
+     "its functions."},
     {"insert", py_insert, METH_VARARGS,
      "insert(handle, sql, link_sql, buffer, offsets, dir_ids, attrs) -> SQLite's code\n\n"
      "Run both statements, which select from smartscan_rows, once for the entries and once for the symbolic links."},
+    {"carry", py_carry, METH_VARARGS, "carry(buffer, places) -> (sums, outside, (entries, bytes, disk_bytes)); see the twin."},
+    {"insert_dirs", py_insert_dirs, METH_VARARGS,
+     "insert_dirs(handle, sql, mount_id, scan_id, buffer, places, sums) -> SQLite's code\n\n"
+     "Run a statement that selects from smartscan_dirs."},
     {"xxh64", py_xxh64, METH_VARARGS, "xxh64(buffer) -> int"},
     {NULL}};
 static int module_exec(PyObject *m)

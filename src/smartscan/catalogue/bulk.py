@@ -1,7 +1,7 @@
 """Many rows at once: from the columns of a shard into a table, without a Python object per row.
 
 Touches: the catalogue. The C extension gives the very SQLite library and connection that Python's sqlite3
-uses a virtual table of a shard's rows (SQLite hands it the connection when it opens it), so that rows and
+uses virtual tables of a shard's rows (SQLite hands it the connection when it opens it), so that rows and
 everything else commit together. Where the extension is missing, or Python carries a SQLite whose functions
 cannot be found, executemany does the same, several times slower.
 """
@@ -11,15 +11,28 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from smartscan.codec import NATIVE, codec
+from smartscan.numbers import signed
 
 UNKNOWN_MODE = 0x80000000
 
 
-@dataclass(frozen=True, slots=True)
-class Bulk:
+_DIRS = (
+    "INSERT INTO dir (id, mount_id, parent_id, name, state, scan_id, dev, digest, own_entries, own_dirs, "
+    "own_blocks, files, entries, bytes, disk_bytes) "
+)
+_DIRS_FROM_RECORDS = _DIRS + (
+    "SELECT id, mount_id, parent_id, name, 'listed', scan_id, dev, digest, own_entries, own_dirs, "
+    "own_blocks, files, entries, bytes, disk_bytes FROM smartscan_dirs"
+)
+_DIRS_ONE_BY_ONE = _DIRS + (
+    "VALUES (?3, ?1, ?4, CAST(?5 AS TEXT), 'listed', ?2, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)"
+)
+
+
+class Bulk(NamedTuple):
     """A connection that can take whole shards; `handle` is 0 where rows go one by one."""
 
     conn: sqlite3.Connection
@@ -45,19 +58,26 @@ class Bulk:
                 dir_ids,
                 attrs,
             )
-            if code:
-                kind = (
-                    sqlite3.DatabaseError
-                    if code & 0xFF == sqlite3.SQLITE_CORRUPT
-                    else sqlite3.OperationalError
-                )
-                error = kind(f"SQLite error {code} while rows were inserted")
-                error.sqlite_errorcode = code
-                raise error
+            _check(code)
             return
         sql = f"INSERT OR IGNORE INTO {table} VALUES (?, CAST(? AS TEXT), ?, ?, ?, ?, ?, ?, ?, ?)"
         link_sql = f"INSERT OR IGNORE INTO {links} VALUES (?, CAST(? AS TEXT), CAST(? AS TEXT))"
         self._one_by_one(sql, link_sql, buffer, offsets, dir_ids, attrs)
+
+    def insert_dirs(
+        self, buffer: bytes | memoryview, places: bytes, sums: bytes, mount_id: int, scan_id: int
+    ) -> None:
+        """Insert the records at `places` as directories that this scan listed; `sums` are those of their
+        subtrees, both as in `codec.carry`. Raises sqlite3 errors like any statement.
+        """
+        if self.handle:
+            of = (mount_id, scan_id, buffer, places, sums)
+            _check(codec.insert_dirs(self.handle, _DIRS_FROM_RECORDS, *of))
+            return
+        from smartscan.codec import python
+
+        rows = python.dir_rows(buffer, places, sums)
+        self.conn.executemany(_DIRS_ONE_BY_ONE, [(mount_id, scan_id, *row) for row in rows])
 
     def _one_by_one(
         self,
@@ -91,11 +111,11 @@ class Bulk:
                         dir_id,
                         name,
                         attr,
-                        _signed(size),
-                        _signed(blocks),
+                        signed(size),
+                        signed(blocks),
                         mtime,
                         ctime,
-                        _signed(ino),
+                        signed(ino),
                         nlink,
                         1 if several else None,
                     )
@@ -106,8 +126,15 @@ class Bulk:
             self.conn.executemany(link_sql, links)
 
 
-def _signed(value: int) -> int:
-    return value - (1 << 64) if value >> 63 else value
+def _check(code: int) -> None:
+    """Raise what Python's sqlite3 would for one of SQLite's codes."""
+    if code:
+        corrupt = code & 0xFF == sqlite3.SQLITE_CORRUPT
+        error = (sqlite3.DatabaseError if corrupt else sqlite3.OperationalError)(
+            f"SQLite error {code} while rows were inserted"
+        )
+        error.sqlite_errorcode = code
+        raise error
 
 
 def _module() -> str:

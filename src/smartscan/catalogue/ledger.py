@@ -11,7 +11,6 @@ import sqlite3
 from collections.abc import Iterable
 from typing import Any
 
-from smartscan.catalogue.numbers import signed
 from smartscan.errors import UsageError
 from smartscan.model import (
     Chunk,
@@ -23,6 +22,7 @@ from smartscan.model import (
     Scope,
     show,
 )
+from smartscan.numbers import signed
 
 
 def mount(conn: sqlite3.Connection, name: str, path: bytes, at: float) -> int:

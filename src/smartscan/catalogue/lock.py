@@ -18,10 +18,9 @@ import json
 import os
 import socket
 import time
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 from smartscan.catalogue import directory
 from smartscan.errors import CatalogueBusy, CatalogueError
@@ -36,8 +35,7 @@ SETTLED_S = 2 * BEAT_S
 PATIENCE_S = 0.5
 
 
-@dataclass(frozen=True, slots=True)
-class Holder:
+class Holder(NamedTuple):
     """A controller, as its lock and the scan's row describe it."""
 
     pid: int
@@ -60,7 +58,7 @@ class Holder:
         return f"process {self.pid} on {self.host} since {since} (catalogue {self.db})"
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self))
+        return json.dumps(self._asdict())
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Holder | None:

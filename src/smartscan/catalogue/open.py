@@ -13,11 +13,11 @@ import sqlite3
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from smartscan import mounts
-from smartscan.catalogue import directory, lock, numbers
+from smartscan import mounts, numbers
+from smartscan.catalogue import directory, lock
 from smartscan.catalogue.migrations import VERSION, migrate, run_script
 from smartscan.errors import CatalogueBusy, CatalogueError, CatalogueFull
 
@@ -32,8 +32,7 @@ CACHE_BYTES = 16 * 2**20
 NETWORK = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "afs", "fuse.sshfs", "fuse.glusterfs")
 
 
-@dataclass(frozen=True, slots=True)
-class Storage:
+class Storage(NamedTuple):
     """What the file system below a catalogue can do."""
 
     journal: str  # wal, or delete where write-ahead logging does not work

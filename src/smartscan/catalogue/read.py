@@ -17,12 +17,12 @@ from typing import Any
 
 from smartscan.catalogue import directory
 from smartscan.catalogue.migrations import VERSION
-from smartscan.catalogue.numbers import unsigned
 from smartscan.catalogue.open import APPLICATION_ID, sqlite_errors
 from smartscan.catalogue.rows import Directory, LargeFile, Mount, Problem, Tally, Totals
 from smartscan.catalogue.tree import path_of
 from smartscan.errors import CatalogueError, UsageError
 from smartscan.model import DirState, join
+from smartscan.numbers import unsigned
 
 WAIT_S = 5.0  # for a writer's lock where the journal is no WAL; a commit takes far less
 

@@ -6,14 +6,12 @@ makes them whole.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from smartscan.model import ChunkState, DirState, ScanState
 
 
-@dataclass(frozen=True, slots=True)
-class Mount:
+class Mount(NamedTuple):
     """A share that the user named."""
 
     id: int
@@ -27,8 +25,7 @@ class Mount:
         return self.path.rstrip(b"/") + b"/" + path if path else self.path
 
 
-@dataclass(frozen=True, slots=True)
-class Scan:
+class Scan(NamedTuple):
     """One run over one mount; the sizes are what it has seen so far."""
 
     id: int
@@ -52,8 +49,7 @@ class Scan:
     entries_gone: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Totals:
+class Totals(NamedTuple):
     """All that the catalogue holds of a mount; hard links count once."""
 
     files: int
@@ -62,8 +58,7 @@ class Totals:
     disk_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class ChunkCount:
+class ChunkCount(NamedTuple):
     """The chunks of a scan that are in one state; an estimate is None where one chunk has none."""
 
     state: ChunkState
@@ -73,8 +68,7 @@ class ChunkCount:
     est_bytes: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class ChunkRow:
+class ChunkRow(NamedTuple):
     """Work for one container, and what came of it."""
 
     id: int
@@ -93,8 +87,7 @@ class ChunkRow:
     ended_at: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
+class Attempt(NamedTuple):
     """One run of a chunk; the sizes are what the worker has seen so far."""
 
     chunk_id: int
@@ -112,8 +105,7 @@ class Attempt:
     log_tail: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(NamedTuple):
     """What one walker thread is in."""
 
     chunk_id: int
@@ -122,8 +114,7 @@ class Reading:
     since_at: float
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(NamedTuple):
     """Something that happened."""
 
     at: float
@@ -133,8 +124,7 @@ class Event:
     detail: str
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
+class Problem(NamedTuple):
     """A path that could not be read, over all scans; `cleared_at` is when a later scan read it."""
 
     mount: Mount
@@ -152,8 +142,7 @@ class Problem:
     cleared_at: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class Tally:
+class Tally(NamedTuple):
     """Totals of the regular files that have one key in common."""
 
     key: str
@@ -162,8 +151,7 @@ class Tally:
     disk_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class LargeFile:
+class LargeFile(NamedTuple):
     """One of the largest regular files."""
 
     mount: Mount
@@ -171,8 +159,7 @@ class LargeFile:
     size: int
 
 
-@dataclass(frozen=True, slots=True)
-class Directory:
+class Directory(NamedTuple):
     """A directory and what its whole subtree holds; at least that where it is `incomplete`."""
 
     mount: Mount

@@ -1,4 +1,4 @@
-"""Make and read records in Python: the twin of `record`, `index`, `measure` and `xxh64` in _native.c.
+"""Make and read records in Python: the twin of what _native.c does with them, but for inserting.
 
 Pure. Same arguments, same results, same bytes, and the same refusals (docs/shard.md). `measure` gives its
 totals, and its largest files, in no particular order. Some fifty times slower than the C.
@@ -17,6 +17,7 @@ import xxhash
 
 from smartscan.codec import kinds
 from smartscan.errors import ShardError
+from smartscan.numbers import signed
 
 MAGIC = 0x31445353  # "SSD1"
 KIND_DIR, KIND_ERROR, KIND_END = 1, 2, 3
@@ -189,7 +190,7 @@ def _header(view: memoryview, at: int) -> Header | None:
     if h.magic != MAGIC or not HEADER_BYTES <= h.length <= len(view) - at or h.length % 8:
         return None
     if not (KIND_DIR <= h.kind <= KIND_END and h.flags <= LAST | UNCHANGED | BIG and h.state <= VANISHED
-            and h.op <= OP_STATFS):
+            and h.op <= OP_STATFS and h.files <= h.n):
         return None
     if h.flags & UNCHANGED:
         if h.kind != KIND_DIR or h.subdirs > h.n:
@@ -362,7 +363,7 @@ def measure(buffer: Any, offsets: bytes, top: int) -> tuple[Tally, Largest, Link
             continue
         for i, (name, mode, uid, _, size, blocks, mtime, _, ino, nlink, _) in enumerate(rows(view, at)):
             if nlink > 1 and mode & TYPE != DIRECTORY and h.links:
-                links.append((k, name, ino - (1 << 64) if ino >> 63 else ino, size, blocks, mtime, mode, uid))
+                links.append((k, name, signed(ino), size, blocks, mtime, mode, uid))
             if mode & (TYPE | UNKNOWN) != REGULAR:
                 continue
             for dimension, key in enumerate(kinds.keys(name, size, mtime, uid)):
@@ -378,3 +379,62 @@ def measure(buffer: Any, offsets: bytes, top: int) -> tuple[Tally, Largest, Link
                     heapq.heapreplace(heap, file)
     tally = [(d, key, files, size & _M64, blocks & _M64) for (d, key), (files, size, blocks) in cells.items()]
     return tally, [(size, -at, name) for size, at, _, name in heap], links
+
+
+PLACE = struct.Struct("<Qqq")  # a new directory: offset of its record, its id, that of the directory above it
+SUMS = struct.Struct("<4q")  # of its subtree: files, entries, bytes, disk bytes
+
+Sums = list[int]
+
+
+def carry(buffer: Any, places: bytes) -> tuple[bytes, list[tuple[int, ...]], tuple[int, int, int]]:
+    """Sum up new directories, in the order of their ids, of which each is larger than that of the one above.
+
+    Gives the sums of their subtrees, a `SUMS` each; what goes to directories that are not among them, as
+    (number of a place right below it, files, entries, bytes, disk bytes), once for places in a row; and the
+    entries, bytes and disk bytes of all. Modulo 2^64, signed.
+    """
+    view = memoryview(buffer)
+    found = list(PLACE.iter_unpack(places[:len(places) // PLACE.size * PLACE.size]))
+    number = {id_: k for k, (_, id_, _) in enumerate(found)}
+    headers = [_header(view, at) or NONE for at, _, _ in found]
+    sums = [[h.files, h.n, h.bytes, (h.blocks + h.own_blocks) * 512] for h in headers]
+    _, entries, size, disk = _wrapped([sum(column) for column in zip(*sums, strict=True)] or [0] * 4)
+    outside: list[tuple[int, Sums]] = []
+    for k in range(len(found) - 1, -1, -1):
+        above_id = found[k][2]
+        if above_id in number:
+            _add(sums[number[above_id]], sums[k])
+        elif outside and outside[-1][0] == k + 1 and found[k + 1][2] == above_id:
+            outside[-1] = k, _add(outside[-1][1], sums[k])
+        else:
+            outside.append((k, list(sums[k])))
+    packed = b"".join(SUMS.pack(*_wrapped(s)) for s in sums)
+    return packed, [(k, *_wrapped(s)) for k, s in outside], (entries, size, disk)
+
+
+def _add(to: Sums, more: Sums) -> Sums:
+    to[:] = map(int.__add__, to, more)
+    return to
+
+
+def _wrapped(sums: Sums) -> Sums:
+    return [signed(value) for value in sums]
+
+
+def dir_rows(buffer: Any, places: bytes, sums: bytes) -> list[tuple[Any, ...]]:
+    """Give new directories as the virtual table smartscan_dirs of _native.c shows them, less its constants.
+
+    That is (id, id of the one above, name, dev, digest, own entries, own subdirectories, own blocks, files,
+    entries, bytes, disk bytes). ShardError where one is torn.
+    """
+    view = memoryview(buffer)
+    rows = []
+    for (at, id_, above_id), total in zip(PLACE.iter_unpack(places), SUMS.iter_unpack(sums), strict=True):
+        h = _header(view, at)
+        if h is None:
+            raise ShardError(f"damaged at byte {at} of a window")
+        name = bytes(view[at + HEADER_BYTES:at + HEADER_BYTES + h.path_len]).rpartition(b"/")[2]
+        own = (signed(h.dev), signed(h.dir_digest), h.n, h.subdirs, signed(h.own_blocks))
+        rows.append((id_, above_id, name, *own, *total))
+    return rows

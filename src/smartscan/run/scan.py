@@ -29,7 +29,6 @@ from smartscan.catalogue import open as opening
 from smartscan.catalogue.bulk import Bulk, open_bulk
 from smartscan.catalogue.ingest import Ingest, refill_largest
 from smartscan.catalogue.lock import MountLock
-from smartscan.catalogue.numbers import unsigned
 from smartscan.errors import (
     EXIT_INCOMPLETE,
     EXIT_INTERRUPTED,
@@ -40,6 +39,7 @@ from smartscan.errors import (
     UsageError,
 )
 from smartscan.model import Chunk, ChunkState, DirState, Op, Root, ScanState, Scope
+from smartscan.numbers import unsigned
 from smartscan.plan import PlannedChunk, pack, plan
 from smartscan.run.controller import Controller
 from smartscan.run.request import Glance, Request, namespace, rules_of

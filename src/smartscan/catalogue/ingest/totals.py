@@ -9,8 +9,8 @@ import sqlite3
 from dataclasses import dataclass
 
 from smartscan.catalogue.ingest.state import Dir
-from smartscan.catalogue.numbers import signed
 from smartscan.codec import kinds
+from smartscan.numbers import signed
 
 
 @dataclass(slots=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import array
 import os
+from bisect import bisect_left
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +16,11 @@ from smartscan.catalogue.bulk import UNKNOWN_MODE
 from smartscan.catalogue.ingest.largest import LARGEST
 from smartscan.catalogue.ingest.state import FAILED, LEFT_OUT, STATES, Counts, Dir, Large
 from smartscan.catalogue.ingest.totals import Sum, Totals
-from smartscan.catalogue.numbers import signed
 from smartscan.catalogue.problems import note_problem
 from smartscan.codec import codec
 from smartscan.errors import MountError
 from smartscan.model import DirState, Op, WalkError, join
+from smartscan.numbers import signed
 from smartscan.shard import BIG, KIND_ERROR, LAST, UNCHANGED, Record, Window
 
 if TYPE_CHECKING:
@@ -78,6 +79,9 @@ class Intake:
     at: float
     problems: bool = True
     rows: dict[int, tuple[Any, ...]] = field(default_factory=dict)  # of new directories, by id
+    # New directories that were listed in one piece, nearly all in a first scan: `codec.carry` has the shape.
+    places: array.array[int] = field(default_factory=lambda: array.array("q"))
+    aboves: list[Dir] = field(default_factory=list)  # for each of them, the directory above
     updates: list[tuple[Any, ...]] = field(default_factory=list)
     unchanged: list[tuple[int, int]] = field(default_factory=list)
     plain: list[tuple[Record, Dir]] = field(default_factory=list)  # entries that are simply added
@@ -149,31 +153,21 @@ class Intake:
         """Take a directory that was listed in one piece and of which nothing is known, which nearly all are
         in a first scan; what `_make`, `_entries` and `_decide` do for all others. False where it is not such.
         """
-        (_, _, path, flags, state, err, _, n, _, digest, dev, own_blocks,
-         files, size, blocks, _, _, dirs, _, text, _) = r  # fmt: skip
+        (offset, _, path, flags, state, err, _, n, _, digest, dev, own_blocks, *_, text, _) = r
         sums_only = flags == _LAST_UNCHANGED and self.ingest.sizes_only
         if not (flags == LAST or sums_only) or state != _LISTED or err or text:
             return False
-        above_path, _, name = path.rpartition(b"/")
-        above = self.ingest.cache.get(above_path)
+        i, id_ = self.ingest, self.next_id
+        above = i.cache.get(path.rpartition(b"/")[0])
         if not path or above is None or not above.below_known:
             return False
-        i, c, id_ = self.ingest, self.counts, self.next_id
         digest, dev, own_blocks = signed(digest), signed(dev), signed(own_blocks)
         d = i.cache[path] = Dir(id_, path, above, "listed", i.scan_id, digest, dev, own_blocks, True, True)
-        decided = ("listed", None, i.scan_id, dev, digest, n, dirs, own_blocks)
-        self.rows[id_] = (id_, i.mount_id, above.id, name, *decided)
         self.next_id += 1
-        disk = (blocks + own_blocks) * 512
-        self.totals.sums[id_] = d, Sum(files, n, size, disk)
+        self.places.extend((offset, id_, above.id))
+        self.aboves.append(above)
         if n and not sums_only:
             self.plain.append((r, d))
-        c.entries += n
-        c.bytes += size
-        c.disk_bytes += disk
-        c.dirs += 1
-        if i.rescan:
-            c.new += n
         return True
 
     def _is_unchanged(self, r: Record, d: Dir) -> bool:
@@ -308,7 +302,8 @@ class Intake:
             i.bulk.insert("temp.incoming", "temp.incoming_link", self.window.buffer, offsets, ids, attrs)
         if not self.plain:
             return
-        offsets = array.array("Q", [r.offset for r, _ in self.plain]).tobytes()
+        at = [r.offset for r, _ in self.plain]
+        offsets = array.array("Q", at).tobytes()
         ids = array.array("q", [d.id for _, d in self.plain]).tobytes()
         tally, largest, links = codec.measure(self.window.buffer, offsets, LARGEST)
         for dimension, key, files, size, blocks in tally:
@@ -331,8 +326,9 @@ class Intake:
                 "UPDATE entry SET counted = 0 WHERE dir_id = ? AND name = CAST(? AS TEXT)", doubles
             )
         if largest:
-            id_at = {r.offset: d.id for r, d in self.plain}
-            files = [(size, id_at[offset], name) for size, offset, name in largest]
+            files = [
+                (size, self.plain[bisect_left(at, offset)][1].id, name) for size, offset, name in largest
+            ]
             others = set(doubles)
             once = [f for f in files if f[1:] not in others]
             cut = len(files) == LARGEST and len(once) < LARGEST  # others took the place of smaller ones
@@ -520,7 +516,18 @@ class Intake:
 
     def _write_rows(self) -> None:
         """Carry every sum up to the mount, and write new and changed rows of directories."""
-        conn, sums = self.ingest.conn, self.totals.carried_up()
+        i, conn, c = self.ingest, self.ingest.conn, self.counts
+        places = self.places.tobytes()
+        subtrees, outside, (entries, size, disk) = codec.carry(self.window.buffer, places)
+        for k, *change in outside:
+            self.totals.of(self.aboves[k]).add(*change)
+        c.entries += entries
+        c.bytes += size
+        c.disk_bytes += disk
+        c.dirs += len(self.aboves)
+        if i.rescan:
+            c.new += entries
+        sums = self.totals.carried_up()
         rows = []
         for id_, row in self.rows.items():
             s = sums.pop(id_)[1] if id_ in sums else _NOTHING
@@ -531,6 +538,7 @@ class Intake:
             "VALUES (?, ?, ?, CAST(? AS TEXT), ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             rows,
         )
+        i.bulk.insert_dirs(self.window.buffer, places, subtrees, i.mount_id, i.scan_id)
         conn.executemany(
             "UPDATE dir SET state = ?, reason = ?, scan_id = ?, dev = ?, digest = ?, "
             "own_entries = ifnull(?, own_entries), own_dirs = ifnull(?, own_dirs), own_blocks = ? "
@@ -549,3 +557,4 @@ class Intake:
         )
         sums.clear()
         self.rows, self.updates, self.unchanged = {}, [], []
+        del self.places[:], self.aboves[:]

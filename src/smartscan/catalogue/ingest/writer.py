@@ -19,10 +19,10 @@ from smartscan.catalogue.bulk import UNKNOWN_MODE, Bulk
 from smartscan.catalogue.ingest.largest import Largest
 from smartscan.catalogue.ingest.state import LEFT_OUT, STATES, Counts, Dir, Large
 from smartscan.catalogue.ingest.window import NOT_LISTED, Intake
-from smartscan.catalogue.numbers import signed
 from smartscan.catalogue.open import transaction
 from smartscan.codec import codec
 from smartscan.model import DirState, Op, Root, Scope, join, show
+from smartscan.numbers import signed
 from smartscan.shard import Record, Window
 
 CACHE_DIRS = 20_000  # directories remembered between shards, some 6 MB; others are looked up again
