@@ -22,8 +22,8 @@ from smartscan.catalogue.bulk import open_bulk
 from smartscan.catalogue.lock import MountLock
 from smartscan.engine import Found, Job, Status
 from smartscan.model import Outcome, Resources, Root
-from smartscan.run import Report, Request
-from smartscan.run.scan import _Scan
+from smartscan.run import Request
+from smartscan.run.course import Report, _Scan
 from smartscan.shard import leftover_files, salvage, write_json
 from smartscan.walk import SLOT_BYTES
 from smartscan.worker.orders import Orders

@@ -14,7 +14,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -273,13 +273,13 @@ def test_wishes_above_the_host_are_cut_and_said(rig: Rig) -> None:
     same, said = engine.clamp(got, at_a_time=2)
     assert same == got
     assert [sentence.partition(" may use ")[0] for sentence in said] == ["2 workers at a time"]
-    assert engine.start(replace(rig.job(), resources=got))
+    assert engine.start(rig.job()._replace(resources=got))
     assert engine.describe()
 
 
 def test_a_folder_that_is_missing_is_no_worker(rig: Rig) -> None:
     engine = rig.engine(WRITE_PROGRESS)
-    job = replace(rig.job(), folder=rig.folder / "nowhere")
+    job = rig.job()._replace(folder=rig.folder / "nowhere")
     with pytest.raises((EngineError, MountError)):
         engine.start(job)
     assert engine.find(rig.namespace) == []
@@ -290,7 +290,7 @@ def test_a_path_that_an_engine_cannot_mount_is_refused(rig: Rig) -> None:
     if engine.name == "local":
         pytest.skip("local processes need no mount")
     with pytest.raises(EngineError, match="use --engine local"):
-        engine.start(replace(rig.job(), share=os.fsencode(rig.folder) + b"/\xff"))
+        engine.start(rig.job()._replace(share=os.fsencode(rig.folder) + b"/\xff"))
     assert engine.find(rig.namespace) == []
 
 

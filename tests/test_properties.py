@@ -47,7 +47,7 @@ LINKED: Tree = {
 }
 
 limits = st.builds(
-    Limits,
+    Limits()._replace,  # of a tuple, Hypothesis would draw what has a default as well
     chunk_entries=st.sampled_from((1, 3, 7, 20, 10**6)),
     chunk_bytes=st.sampled_from((1, 8192, 50_000, 10**12)),
     threads=st.sampled_from((1, 2, 4)),

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,7 @@ class Attempt:
         folder.mkdir(parents=True)
         self.folder, self.roots = folder, roots or (Root(b""),)
         told = Orders(os.fsencode(share), 1, 1, 1, self.roots, FAST, (), False)
-        replace(told, **orders).write(folder)
+        told._replace(**orders).write(folder)
         command = [sys.executable, "-m", "smartscan.worker", folder]
         out = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         self.process = subprocess.Popen(command, env=environment, **out)
@@ -207,7 +207,7 @@ def test_everything_odd(tmp_path, environment):
 
 def test_a_chunk_limit_gives_the_rest_back_and_all_attempts_make_the_tree_once(tmp_path, share, environment):
     sums = Sums()
-    limits = replace(FAST, chunk_entries=100)
+    limits = FAST._replace(chunk_entries=100)
     number = run_to_the_end(tmp_path, share, environment, sums, [Root(b"")], limits=limits)
     check_whole(share, sums)
     assert number > 1
@@ -259,7 +259,7 @@ def test_digests_may_come_late_or_never(tmp_path, wide_share, environment):
 def test_a_root_in_a_files_root_is_listed_once(tmp_path, share, environment):
     sums = Sums()
     roots = [Root(b"", Scope.FILES), Root(b"d0"), Root(b"large", Scope.FILES), Root(b"large/s3")]
-    run_to_the_end(tmp_path, share, environment, sums, roots, limits=replace(FAST, chunk_entries=150))
+    run_to_the_end(tmp_path, share, environment, sums, roots, limits=FAST._replace(chunk_entries=150))
     check_whole(share, sums)
 
 
@@ -286,7 +286,7 @@ def test_stop_gives_back_what_is_not_begun(tmp_path, wide_share, environment):
 
 def test_yield_gives_half_of_what_waits_and_goes_on(tmp_path, wide_share, environment):
     sums = Sums()
-    attempt = Attempt(tmp_path / "first", wide_share, environment, limits=replace(FAST, threads=1))
+    attempt = Attempt(tmp_path / "first", wide_share, environment, limits=FAST._replace(threads=1))
     attempt.ask_for_half()
     attempt.ask_for_half()
     result = attempt.wait()
@@ -300,7 +300,7 @@ def test_yield_gives_half_of_what_waits_and_goes_on(tmp_path, wide_share, enviro
 
 
 def test_what_names_a_directory_is_sealed_before_it_is_given_back(tmp_path, wide_share, environment):
-    attempt = Attempt(tmp_path / "1", wide_share, environment, limits=replace(FAST, threads=1))
+    attempt = Attempt(tmp_path / "1", wide_share, environment, limits=FAST._replace(threads=1))
     attempt.ask_for_half()
     assert attempt.until(lambda: shard.leftover_files(attempt.folder))
     named = set()
@@ -319,7 +319,7 @@ def test_what_names_a_directory_is_sealed_before_it_is_given_back(tmp_path, wide
 @pytest.mark.parametrize("after", [0, 1, 2])
 def test_what_a_killed_walker_leaves_is_salvaged(tmp_path, wide_share, environment, after):
     sums = Sums()
-    attempt = Attempt(tmp_path / "first", wide_share, environment, limits=replace(FAST, threads=2))
+    attempt = Attempt(tmp_path / "first", wide_share, environment, limits=FAST._replace(threads=2))
     for _ in range(after):
         attempt.ask_for_half()
     with attempt.held():

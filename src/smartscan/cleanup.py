@@ -12,9 +12,9 @@ import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from smartscan import engine as engines
 from smartscan.catalogue import lock, read
@@ -23,8 +23,7 @@ from smartscan.errors import CatalogueBusy, CatalogueError, EngineError
 from smartscan.faults import unmount_in
 
 
-@dataclass(frozen=True, slots=True)
-class Leftover:
+class Leftover(NamedTuple):
     """Something that can go; `remove` says whether it went."""
 
     what: str

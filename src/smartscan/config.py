@@ -8,9 +8,8 @@ worker: nothing heavy is imported here.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from smartscan.errors import UsageError
 from smartscan.model import Limits
@@ -69,8 +68,7 @@ SYSTEM_DIRS: dict[bytes, str] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Setting:
+class Setting(NamedTuple):
     """One thing that can be set: `chunk-size` in the file, SMART_SCAN_CHUNK_SIZE, --chunk-size."""
 
     name: str

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import base64
 import os
-from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 SHARE_VARIABLE = "SMART_SCAN_SHARE"  # in a worker's environment: where the share is, if not at its own path
 
@@ -119,8 +118,7 @@ def join(parent: bytes, name: bytes) -> bytes:
     return parent + b"/" + name if parent else name
 
 
-@dataclass(frozen=True, slots=True)
-class Root:
+class Root(NamedTuple):
     """One place where a chunk begins."""
 
     path: bytes
@@ -139,8 +137,7 @@ class Root:
         return cls(inside(unb64(data["path_b64"])), Scope(data["scope"]))
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(NamedTuple):
     """Work for one container."""
 
     id: int
@@ -150,8 +147,7 @@ class Chunk:
     state: ChunkState = ChunkState.PENDING
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(NamedTuple):
     """What is known of one directory's size; `own_*` is what lies directly in it.
 
     `disk_bytes` and `entries` are the whole subtree, hard links counted once, as du(1).
@@ -166,8 +162,7 @@ class Usage:
     exact: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class WalkError:
+class WalkError(NamedTuple):
     """A path that could not be read: data, not an exception."""
 
     path: bytes
@@ -177,8 +172,7 @@ class WalkError:
     wchan: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(NamedTuple):
     """What one attempt may do before it must give the rest back as leftover."""
 
     chunk_bytes: int = 100 * 10**9
@@ -190,8 +184,7 @@ class Limits:
     threads: int = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Rules:
+class Rules(NamedTuple):
     """What is recorded but not entered."""
 
     patterns: tuple[bytes, ...] = ()
@@ -199,16 +192,14 @@ class Rules:
     one_file_system: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Resources:
+class Resources(NamedTuple):
     """What one worker may use; already clamped to the host."""
 
     cpus: float
     memory_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(NamedTuple):
     """What one walker thread is in, and for how long."""
 
     path: bytes
@@ -216,8 +207,7 @@ class Reading:
     for_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
+class Progress(NamedTuple):
     """What a worker says while it runs; `beat` changes whenever anything moved."""
 
     beat: int
@@ -225,4 +215,4 @@ class Progress:
     dirs: int = 0
     bytes: int = 0
     disk_bytes: int = 0
-    readings: tuple[Reading, ...] = field(default=())
+    readings: tuple[Reading, ...] = ()

@@ -10,7 +10,7 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from smartscan import units
 from smartscan.catalogue import read, runs
@@ -30,8 +30,7 @@ ROWS = 5  # of slow paths
 PATH_LETTERS = 70
 
 
-@dataclass(frozen=True, slots=True)
-class Rate:
+class Rate(NamedTuple):
     """What was read per second, over how many seconds."""
 
     entries: float
@@ -39,8 +38,7 @@ class Rate:
     over_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class View:
+class View(NamedTuple):
     """A running scan at one moment."""
 
     scan: Scan

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import NamedTuple
 
 from smartscan.model import Root, Scope, Usage
 
@@ -17,8 +18,7 @@ MAX_ROOTS = 10_000  # a chunk file of as many long paths has some MB, and a bise
 OPEN_BINS = 16  # chunks that are filled at once: few, so that neighbours stay together
 
 
-@dataclass(frozen=True, slots=True)
-class PlannedChunk:
+class PlannedChunk(NamedTuple):
     """A chunk to be made, with what it is expected to hold."""
 
     roots: tuple[Root, ...]

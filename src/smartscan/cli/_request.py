@@ -23,8 +23,8 @@ from smartscan.errors import UsageError
 from smartscan.model import Limits, Resources, Rules
 
 if TYPE_CHECKING:
-    from smartscan.run import Report, Request
-    from smartscan.run.request import Glance
+    from smartscan.run.course import Report
+    from smartscan.run.request import Glance, Request
 
 LEAST_MEMORY = 32 << 20  # Python, and the walker's own buffers
 

@@ -48,13 +48,13 @@ def command(
     links once.
     """
     from smartscan import run
-    from smartscan.run.scan import planned
 
     if not mount_path:
         raise UsageError("the path of the share is empty")
     path = os.path.abspath(os.fsencode(mount_path))
     if from_catalogue:
         from smartscan.catalogue import read
+        from smartscan.run.course import planned
 
         with read.open_for_reading(config.catalogue_path(db)) as catalogue:
             known = [m for m in read.mounts(catalogue, mount_name) if m.path == path]

@@ -10,8 +10,8 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from smartscan import __version__, config, units
 from smartscan import engine as engines
@@ -27,8 +27,7 @@ SHARE_S = 10.0  # a healthy share answers at once, a sleeping disk's root is in 
 _LOOK = "import os, sys; n = next(os.scandir(os.fsencode(sys.argv[1])), None); sys.exit(0 if n else 3)"
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(NamedTuple):
     """One thing that was looked at; `bad` means that a scan would not work, or not well."""
 
     what: str

@@ -17,9 +17,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from smartscan import mounts, units
 from smartscan.catalogue import read
@@ -55,8 +54,7 @@ VIRTUAL_NAMES = {"path": os.fsdecode(ODD), "kind": "names", "hex": [name.hex() f
 VIRTUAL_ENDLESS = {"path": os.fsdecode(UNENDING), "kind": "endless"}
 
 
-@dataclass(frozen=True, slots=True)
-class _Ran:
+class _Ran(NamedTuple):
     """A command that was run; `status` is None where it did not end in time."""
 
     status: int | None

@@ -7,9 +7,8 @@ Nothing here reads the share: whether a worker can is for the worker to find out
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from smartscan import units
 from smartscan.config import WORKER_IMAGE
@@ -25,8 +24,7 @@ START_LEAST_S = 10.0  # a NAS that starts ten containers at once takes seconds f
 AUTO_WAIT_S = 2.0  # an engine that takes longer to say its version would make every start slow
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
+class Job(NamedTuple):
     """One attempt, as an engine needs to know it; `share` is the path on the engine's host."""
 
     scan_id: int
@@ -38,8 +36,7 @@ class Job:
     resources: Resources
 
 
-@dataclass(frozen=True, slots=True)
-class Status:
+class Status(NamedTuple):
     """How a worker is; exit code and `oom` are hints, the result file in its folder is the truth.
 
     `gone`: the engine knows no such worker. `unknown`: the engine did not answer.
@@ -52,8 +49,7 @@ class Status:
     log_tail: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(NamedTuple):
     """A worker that carries our mark; `owner_alive` is True also where that cannot be told."""
 
     worker_id: str

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from smartscan.engine import processes
 from smartscan.model import Resources
@@ -19,8 +19,7 @@ PERIOD_US = 100_000  # the kernel's own default period
 PREFIX = "smart-scan-"
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
+class Group(NamedTuple):
     """The control groups of one worker: one directory in version 2, one per controller in version 1."""
 
     dirs: tuple[Path, ...]
@@ -60,8 +59,7 @@ class Group:
         return True
 
 
-@dataclass(frozen=True, slots=True)
-class Parent:
+class Parent(NamedTuple):
     """Where groups may be made: one directory per controller, the same one for all in version 2."""
 
     version: int

@@ -13,9 +13,8 @@ import secrets
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import docker
 import requests
@@ -57,8 +56,7 @@ UNREACHABLE = (docker.errors.DockerException, requests.RequestException)
 _UNFIT = re.compile(r"[^a-zA-Z0-9_.-]+")
 
 
-@dataclass(frozen=True, slots=True)
-class _Manner:
+class _Manner(NamedTuple):
     """What to ask of an engine that not every one can do, and that a worker can do without."""
 
     propagation: str | None = "rslave"  # what is mounted below the share later is seen; needs a shared mount
@@ -68,11 +66,11 @@ class _Manner:
     def without(self, refusal: str) -> _Manner | None:
         """Give up what a refusal names; None where it names nothing of ours."""
         if self.propagation and ("not a shared or slave mount" in refusal or "propagation" in refusal):
-            return replace(self, propagation=None)
+            return self._replace(propagation=None)
         if self.cpu_quota and ("NanoCPUs" in refusal or "cpu.cfs_quota" in refusal or "cpu.max" in refusal):
-            return replace(self, cpu_quota=False)
+            return self._replace(cpu_quota=False)
         if self.init and re.search(r"docker-init|catatonit|container-init", refusal):
-            return replace(self, init=False)
+            return self._replace(init=False)
         return None
 
 

@@ -20,8 +20,8 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import smartscan
 from smartscan.engine import (
@@ -55,8 +55,7 @@ _LEASH = (sys.executable, "-m", leash.__name__)
 _numbers = itertools.count()
 
 
-@dataclass(frozen=True, slots=True)
-class _Worker:
+class _Worker(NamedTuple):
     job: Job
     process: subprocess.Popen[bytes]
     group: cgroups.Group | None

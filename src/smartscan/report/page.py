@@ -10,8 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from unicodedata import combining, east_asian_width
 
 from smartscan.model import printable
@@ -22,23 +21,20 @@ if TYPE_CHECKING:  # Rich is imported where a terminal needs it
 GOOD, BAD, TITLE = "green", "yellow", "bold"
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+class Line(NamedTuple):
     """A sentence of its own; an empty one is a blank line."""
 
     text: str = ""
     tone: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
+class Facts(NamedTuple):
     """Labels, and what is to be said of each; a value that is None is left out."""
 
     pairs: Sequence[tuple[str, str | None]]
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
+class Table(NamedTuple):
     """Rows under a title. A column whose heading begins with > is aligned to the right."""
 
     title: str
@@ -47,8 +43,7 @@ class Table:
     note: str = ""  # what is not in the rows
 
 
-@dataclass(frozen=True, slots=True)
-class Paths:
+class Paths(NamedTuple):
     """Paths below what is to be said of them; each on a line of its own that is never broken."""
 
     said: str

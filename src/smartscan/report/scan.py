@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from smartscan import units
 from smartscan.catalogue import read, runs
@@ -32,8 +31,7 @@ ACCOUNT = (
 UNREAD = (DirState.DENIED, DirState.TIMED_OUT, DirState.IO_ERROR)
 
 
-@dataclass(frozen=True, slots=True)
-class Summary:
+class Summary(NamedTuple):
     """A scan with all that its closing text needs."""
 
     scan: Scan

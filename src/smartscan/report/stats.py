@@ -10,8 +10,7 @@ import pwd
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from smartscan import config, units
 from smartscan.catalogue import read, runs
@@ -48,8 +47,7 @@ AGES = (
 OLDEST, NO_AGE = "more than 10 years", "unknown"
 
 
-@dataclass(frozen=True, slots=True)
-class Share:
+class Share(NamedTuple):
     """A mount, its totals, its last scans (newest first) and what is missing of it."""
 
     mount: Mount
@@ -64,8 +62,7 @@ class Share:
         return not self.scans or self.scans[0].state is not ScanState.COMPLETE
 
 
-@dataclass(frozen=True, slots=True)
-class Stats:
+class Stats(NamedTuple):
     """What the catalogue holds of some mounts together; the tallies count regular files."""
 
     shares: list[Share]

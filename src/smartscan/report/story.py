@@ -6,8 +6,7 @@ Touches: the catalogue, through the connection it is given.
 from __future__ import annotations
 
 import sqlite3
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from smartscan import units
 from smartscan.catalogue import runs
@@ -19,8 +18,7 @@ from smartscan.report.page import TITLE, Facts, Line, Page, Table
 ROOTS_SHOWN = 20
 
 
-@dataclass(frozen=True, slots=True)
-class Story:
+class Story(NamedTuple):
     """A chunk, where it came from, and what became of it."""
 
     scan: Scan

@@ -9,7 +9,7 @@ import errno
 import os
 import shlex
 import time
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from smartscan import units
 from smartscan.catalogue.rows import Mount, Problem
@@ -98,8 +98,7 @@ def full_json(mount: Mount, path: bytes) -> dict[str, str]:
     return path_json(mount.absolute(path))
 
 
-@dataclass(frozen=True, slots=True)
-class Commands:
+class Commands(NamedTuple):
     """Commands that a report tells to run, as this user has to type them."""
 
     program: str = "smartscan"  # how the user called it

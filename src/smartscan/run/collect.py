@@ -9,9 +9,8 @@ import re
 import sqlite3
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from smartscan.catalogue import ledger, tree
 from smartscan.catalogue.ingest import Ingest
@@ -26,8 +25,7 @@ WORDS = 4096  # letters of what a worker says
 NONSENSE = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError)
 
 
-@dataclass(frozen=True, slots=True)
-class Stuck:
+class Stuck(NamedTuple):
     """A path that did not answer, and what is known of the wait."""
 
     error: WalkError
@@ -35,8 +33,7 @@ class Stuck:
     behind: tuple[bytes, str, str] | None = None  # mount point, type and source, where the worker told
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(NamedTuple):
     """What became of an attempt, as its folder tells."""
 
     outcome: Outcome
@@ -153,7 +150,7 @@ def brought(attempt: Attempt, status: Status, hint: Outcome | None, *, stall_s: 
             attempt.folder, attempt.chunk.roots, hint or ended, stall_s=stall_s, message=message
         )
     if result.outcome is Outcome.FAILED and status.oom:
-        return replace(result, outcome=Outcome.OOM)
+        return result._replace(outcome=Outcome.OOM)
     return result
 
 
@@ -167,7 +164,7 @@ def less_damaged(attempt: Attempt, result: Result, *, stall_s: float) -> Result:
         known_stuck=result.stuck,
         message="a shard was damaged; its part is listed again",
     )
-    return replace(again, abandoned=result.abandoned)
+    return again._replace(abandoned=result.abandoned)
 
 
 def salvaged(

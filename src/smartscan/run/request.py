@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +80,8 @@ class Request:
     def options(self) -> dict[str, Any]:
         """What is noted of it in the catalogue."""
         return {
-            "limits": asdict(self.limits),
-            "resources": asdict(self.resources),
+            "limits": self.limits._asdict(),
+            "resources": self.resources._asdict(),
             "max_containers": self.max_containers,
             "give_up": self.give_up,
             "patterns": [show(p) for p in self.rules.patterns],

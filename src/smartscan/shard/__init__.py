@@ -12,12 +12,10 @@ from __future__ import annotations
 
 import errno
 import json
-import logging
 import os
 import re
 import stat
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,7 +34,6 @@ RECORD_MAX_BYTES = 1 << 30  # nothing legitimate comes near: a larger length is 
 JSON_MAX_BYTES = 1 << 28  # a million roots with long paths; more would fill the memory of who reads it
 
 _OURS = re.compile(r"\d{6,}\.(?:shard|part)|leftover-\d{6,}\.json", re.ASCII)
-log = logging.getLogger(__name__)
 
 
 Text = bytes  # by another name, because a record has a field of that name
@@ -68,8 +65,7 @@ class Record(NamedTuple):
     subdir_names: list[Text] | None
 
 
-@dataclass(frozen=True, slots=True)
-class Window:
+class Window(NamedTuple):
     """Some whole records of a shard, checked; `attrs` are the (mode, uid, gid) that occur in it."""
 
     buffer: bytes | memoryview  # there until the next window is asked for
@@ -237,8 +233,7 @@ def rows(window: Window, offset: int) -> list[tuple[Any, ...]]:
     return list(python.rows(window.buffer, offset))
 
 
-@dataclass(frozen=True, slots=True)
-class Salvage:
+class Salvage(NamedTuple):
     """What is left of an attempt that did not end by itself."""
 
     shards: tuple[str, ...]
@@ -350,7 +345,9 @@ def leftover_files(folder: Path) -> list[tuple[str, tuple[Root, ...]]]:
         try:
             given.append((path.name, tuple(Root.from_json(r) for r in read_json(path)["roots"])))
         except (OSError, ValueError, KeyError, TypeError) as e:
-            log.warning("%s: %r", path, e)
+            import logging
+
+            logging.getLogger(__name__).warning("%s: %r", path, e)
     return given
 
 

@@ -14,8 +14,6 @@ import select
 import signal
 import sys
 import time
-import traceback
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -327,6 +325,8 @@ def _child(folder: Path, orders: Orders, shared: Any, out: int, orders_in: int) 
                 unwritable=False,
             )
     except BaseException:  # noqa: BLE001 - the program loop of this process: whatever it is, the guard must hear of it
+        import traceback
+
         walker.say(failed=traceback.format_exc(limit=-4), unwritable=False)
     finally:
         os._exit(status)
@@ -342,7 +342,7 @@ def main(argv: list[str]) -> int:
         _say(e)
         return 2
     if place := os.environb.get(SHARE_VARIABLE.encode()):
-        orders = replace(orders, share=place)
+        orders = orders._replace(share=place)
     gc.set_threshold(200_000, 20, 20)  # jobs come and go by the thousand, none of them in a cycle
     guard = Guard(folder, orders)
 

@@ -6,7 +6,6 @@ Touches: its part, in the attempt's folder; never the share.
 from __future__ import annotations
 
 import errno
-from dataclasses import dataclass, field
 
 from smartscan.model import DirState, Op
 from smartscan.shard import (
@@ -24,25 +23,19 @@ from smartscan.shard import (
 from smartscan.walk import job_path
 
 
-@dataclass(slots=True)
 class Large:
     """What is known of such a directory while it is read; the walker's lock guards it."""
 
-    token: bytes
-    fd: int
-    dev: int
-    ino: int
-    own_blocks: int
-    part: Part
-    blocks: int = 0
-    waiting: int = 0  # blocks not written yet
-    entries: int = 0
-    ended: bool = False  # no more names come
-    hushed: bool = False  # too many of its names hang: the others are not touched
-    state: int = LISTED
-    err: int = 0
-    reason: str = ""
-    digests: dict[int, int] = field(default_factory=dict)
+    def __init__(self, token: bytes, fd: int, dev: int, ino: int, own_blocks: int, part: Part) -> None:
+        self.token, self.fd, self.dev, self.ino, self.own_blocks = token, fd, dev, ino, own_blocks
+        self.part = part
+        self.blocks = 0
+        self.waiting = 0  # blocks not written yet
+        self.entries = 0
+        self.ended = False  # no more names come
+        self.hushed = False  # too many of its names hang: the others are not touched
+        self.state, self.err, self.reason = LISTED, 0, ""
+        self.digests: dict[int, int] = {}
 
     def named(self, count: int, end: int, *, most: int) -> None:
         """Note how a call for more names ended: `end` is 1 at the end, -errno on an error, else 0."""

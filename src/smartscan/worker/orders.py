@@ -6,9 +6,8 @@ Touches: the attempt's folder.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from smartscan.errors import ShardError
 from smartscan.model import Limits, Root, b64, unb64
@@ -17,8 +16,7 @@ from smartscan.shard import write_json
 KNOWN = "known.bin"  # what `Ingest.known` gives for the roots of a chunk
 
 
-@dataclass(frozen=True, slots=True)
-class Orders:
+class Orders(NamedTuple):
     """One attempt, as the controller writes it and the worker reads it."""
 
     share: bytes
@@ -50,7 +48,7 @@ class Orders:
                 "chunk": self.chunk_id,
                 "attempt": self.attempt,
                 "roots": [r.to_json() for r in self.roots],
-                "limits": {name: getattr(self.limits, name) for name in Limits.__slots__},
+                "limits": self.limits._asdict(),
                 "patterns_b64": [b64(p) for p in self.patterns],
                 "one_file_system": self.one_file_system,
                 "stuck_b64": [b64(p) for p in self.stuck],

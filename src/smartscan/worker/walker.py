@@ -16,9 +16,8 @@ import os
 import threading
 import time
 from collections import Counter, deque
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from smartscan.model import DirState, Op, Root, b64
 from smartscan.shard import (
@@ -58,8 +57,7 @@ WATCH_S = 0.05
 DEAD = "the share does not answer"  # why a walk ends where not even the root of the share does
 
 
-@dataclass(frozen=True, slots=True)
-class Task:
+class Task(NamedTuple):
     """What a thread does in one call: a batch of jobs, more names of a large directory, or a block of it."""
 
     jobs: tuple[bytes, ...] = ()
@@ -68,15 +66,14 @@ class Task:
     block: int = 0
 
 
-@dataclass(slots=True)
 class Thread:
     """A walker thread, as the watching thread sees it."""
 
-    slot: int
-    task: Task | None = None
-    beat: int = -1
-    moved_at: float = 0.0
-    lost: bool = False
+    def __init__(self, slot: int, moved_at: float) -> None:
+        self.slot, self.moved_at = slot, moved_at
+        self.task: Task | None = None
+        self.beat = -1
+        self.lost = False
 
 
 class Walker:
@@ -274,7 +271,7 @@ class Walker:
         number = len(self.threads)
         if number >= self.limits.threads + SPARE_SLOTS:
             return False
-        me = Thread(number, moved_at=time.monotonic())
+        me = Thread(number, time.monotonic())
         self.threads.append(me)
         threading.Thread(target=self._run, args=(me,), daemon=True, name=f"walk-{number}").start()
         return True

@@ -12,16 +12,15 @@ import os
 import shutil
 import signal
 import sqlite3
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
+import smartscan.run
 from smartscan import engine as engines
 from smartscan import supervisor as sup
 from smartscan.catalogue import directory, ledger, problems, tree
@@ -47,43 +46,12 @@ from smartscan.run.request import Glance, Request, namespace, rules_of
 MISSING_NAMED = 1000  # directories that a certificate names; a report finds the others in the catalogue
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(NamedTuple):
     """How a run ended."""
 
     scan_id: int
     state: ScanState
     exit_status: int
-
-
-def scan(request: Request) -> Report:
-    """Catalogue a share, going on with an unfinished scan of it where there is one."""
-    return _run(request, only_failed=False)
-
-
-def retry(request: Request) -> Report:
-    """Try again what the last scan of a share could not read, and settle its account anew."""
-    return _run(request, only_failed=True)
-
-
-def survey(request: Request, *, told: bool = False) -> tuple[list[PlannedChunk], bool]:
-    """Measure a share; give the chunks that it is cut into, and whether all of it could be read.
-
-    The catalogue is not touched: what is measured goes into one of its own in the data directory, which is
-    removed at the end. `told`: the user knows already who the workers are.
-    Cost: one scan. MountError where the share cannot be read.
-    """
-    directory.prepare(request.db, create=True)
-    with tempfile.TemporaryDirectory(prefix="survey-", dir=request.db.parent) as folder:
-        scratch = replace(request, db=Path(folder) / request.db.name, analyze=False, sizes_only=True)
-        report = _run(scratch, only_failed=False, told=told)
-        if report.state is ScanState.CANCELLED:
-            raise Interrupted("stopped while sizes were measured; the same command measures them anew")
-        conn = opening.open_catalogue(scratch.db, create=False)
-        try:
-            return planned(conn, 1, request), report.state is ScanState.COMPLETE
-        finally:
-            conn.close()
 
 
 def planned(conn: sqlite3.Connection, mount_id: int, request: Request) -> list[PlannedChunk]:
@@ -99,7 +67,10 @@ def planned(conn: sqlite3.Connection, mount_id: int, request: Request) -> list[P
     )
 
 
-def _run(request: Request, *, only_failed: bool, told: bool = False) -> Report:
+def run(
+    request: Request, engine: engines.Engine, why: str, *, only_failed: bool = False, told: bool = False
+) -> Report:
+    """Run a request to its account. `told`: the user knows already who the workers are."""
     # Rows come as a hundred thousand small tuples at a time, none of them in a cycle: looking through them
     # again and again costs 3 % of a scan.
     if gc.get_freeze_count():  # by an earlier scan of this process, whose leavings are let go
@@ -107,36 +78,40 @@ def _run(request: Request, *, only_failed: bool, told: bool = False) -> Report:
         gc.collect()
     gc.freeze()
     gc.set_threshold(200_000, 20, 20)
-    # Two starts that hang are as long as one path that does.
-    start_s = max(engines.START_LEAST_S, min(engines.START_S, request.limits.stall_s / 2))
-    engine, why = engines.choose(
-        request.engine, namespace=namespace(request.db), image=request.image, start_s=start_s
-    )
+    resources, cuts = engine.clamp(request.resources, at_a_time=request.max_containers)
+    request = replace(request, resources=resources)
+    for sentence in () if told else (why, *cuts, *engine.describe()):
+        request.say(sentence)
+    with MountLock(request.db, request.name) as lock:
+        storage = opening.examine(request.db)
+        for warning in storage.warnings:
+            request.say(f"Warning: {warning}.")
+        bulk = open_bulk(
+            functools.partial(opening.open_catalogue, request.db, create=not only_failed, storage=storage)
+        )
+        if request.sizes_only:
+            bulk.conn.execute("PRAGMA synchronous = OFF")
+        directory.give_to_owner(request.db)
+        for folder in (request.work.parent, request.work):
+            directory.check_writable(folder)  # else every start would fail, and be tried again for ever
+        try:
+            return _Scan(request, engine, bulk, lock, only_failed=only_failed).run()
+        finally:
+            bulk.conn.close()
+
+
+def measured(
+    scratch: Request, engine: engines.Engine, why: str, *, told: bool
+) -> tuple[list[PlannedChunk], bool]:
+    """Scan into a catalogue that is thrown away; gives what `smartscan.run.survey` does."""
+    report = run(scratch, engine, why, told=told)
+    if report.state is ScanState.CANCELLED:
+        raise Interrupted("stopped while sizes were measured; the same command measures them anew")
+    conn = opening.open_catalogue(scratch.db, create=False)
     try:
-        engine.check()
-        engine.prepare()
-        resources, cuts = engine.clamp(request.resources, at_a_time=request.max_containers)
-        request = replace(request, resources=resources)
-        for sentence in () if told else (why, *cuts, *engine.describe()):
-            request.say(sentence)
-        with MountLock(request.db, request.name) as lock:
-            storage = opening.examine(request.db)
-            for warning in storage.warnings:
-                request.say(f"Warning: {warning}.")
-            bulk = open_bulk(
-                functools.partial(opening.open_catalogue, request.db, create=not only_failed, storage=storage)
-            )
-            if request.sizes_only:
-                bulk.conn.execute("PRAGMA synchronous = OFF")
-            directory.give_to_owner(request.db)
-            for folder in (request.work.parent, request.work):
-                directory.check_writable(folder)  # else every start would fail, and be tried again for ever
-            try:
-                return _Scan(request, engine, bulk, lock, only_failed=only_failed).run()
-            finally:
-                bulk.conn.close()
+        return planned(conn, 1, scratch), report.state is ScanState.COMPLETE
     finally:
-        engine.close()
+        conn.close()
 
 
 class _Scan:
@@ -207,7 +182,7 @@ class _Scan:
 
         with ExitStack() as undone:
             undone.callback(self._forget)  # after an interrupt as well: nothing of this scan was begun
-            self.surveyed, _ = survey(replace(self.request, glance=glance), told=True)
+            self.surveyed, _ = smartscan.run.survey(replace(self.request, glance=glance), told=True)
             undone.pop_all()
 
     def _forget(self) -> None:
