@@ -122,7 +122,7 @@ def test_digests_depend_on_nothing_but_the_directory(tmp_path, door):
 
 def known(seen: Seen) -> bytes:
     last = [r for r in seen.records if r.kind == KIND_DIR and r.flags & LAST]
-    return b"".join(struct.pack("<QQ", codec.xxh64(r.path), r.dir_digest) for r in last)
+    return b"".join(struct.pack("<Qq", codec.xxh64(r.path), r.dir_digest) for r in last)
 
 
 def test_what_has_the_digest_it_had_is_not_told_again(tmp_path):

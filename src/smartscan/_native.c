@@ -1325,9 +1325,9 @@ static PyObject *py_index(PyObject *mod, PyObject *args)
         if (!list) break;
         PyObject *subs = subdirs ? subdirs_of(&r) : Py_None;
         if (subs == Py_None) Py_INCREF(subs);
-        PyObject *o = subs ? Py_BuildValue("(nIy#IIiIIIKKKKKKKIIIy#N)", (Py_ssize_t)at, h->kind, r.path, (Py_ssize_t)h->path_len, h->flags,
-            h->state, h->err, h->op, h->n, h->block, (unsigned long long)h->dir_digest, (unsigned long long)h->dev,
-            (unsigned long long)h->own_blocks, (unsigned long long)h->files, (unsigned long long)h->bytes, (unsigned long long)h->blocks,
+        PyObject *o = subs ? Py_BuildValue("(nIy#IIiIIILLLKKKKIIIy#N)", (Py_ssize_t)at, h->kind, r.path, (Py_ssize_t)h->path_len, h->flags,
+            h->state, h->err, h->op, h->n, h->block, (long long)h->dir_digest, (long long)h->dev,
+            (long long)h->own_blocks, (unsigned long long)h->files, (unsigned long long)h->bytes, (unsigned long long)h->blocks,
             (unsigned long long)h->waited_ns, h->links, h->subdirs, h->symlinks,
             r.size ? "" : r.text, r.size ? (Py_ssize_t)0 : (Py_ssize_t)h->text_len, subs) : NULL;
         if (!o || PyList_Append(list, o)) Py_CLEAR(list);

@@ -316,9 +316,9 @@ def index(buffer: Any, subdirs: bool) -> tuple[list[tuple[Any, ...]], list[tuple
             start = _names_at(at, h) + h.names_len
             text = bytes(view[start:start + h.text_len])
         path = bytes(view[at + HEADER_BYTES:at + HEADER_BYTES + h.path_len])
-        records.append((at, h.kind, path, h.flags, h.state, h.err, h.op, h.n, h.block, h.dir_digest, h.dev,
-                        h.own_blocks, h.files, h.bytes, h.blocks, h.waited_ns, h.links, h.subdirs, h.symlinks,
-                        text, _subdirs(view, at, h) if subdirs else None))
+        records.append((at, h.kind, path, h.flags, h.state, h.err, h.op, h.n, h.block, signed(h.dir_digest),
+                        signed(h.dev), signed(h.own_blocks), h.files, h.bytes, h.blocks, h.waited_ns, h.links,
+                        h.subdirs, h.symlinks, text, _subdirs(view, at, h) if subdirs else None))
         at += h.length
     return records, list(attrs), at
 

@@ -11,6 +11,7 @@ described in docs/shard.md and lives in two twins that give the same bytes: `_na
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import os
 import re
@@ -40,7 +41,10 @@ Text = bytes  # by another name, because a record has a field of that name
 
 
 class Record(NamedTuple):
-    """What the header of one record says; offsets are within its window."""
+    """What the header of one record says; offsets are within its window.
+
+    The digest, `dev` and `own_blocks` are signed, as the catalogue has them.
+    """
 
     offset: int
     kind: int
@@ -63,6 +67,9 @@ class Record(NamedTuple):
     symlinks: int
     text: Text
     subdir_names: list[Text] | None
+
+
+_AS_RECORD = functools.partial(tuple.__new__, Record)  # `Record._make` without a call of Python's for each
 
 
 class Window(NamedTuple):
@@ -198,7 +205,7 @@ def windows(path: Path, *, subdirs: bool = False, part: bool = False) -> Iterato
             if ended:
                 raise ShardError(f"{path.name}: bytes after its end")
             rows, attrs, good = codec.index(buffer, subdirs)
-            records = [Record._make(r) for r in rows]
+            records = list(map(_AS_RECORD, rows))
             whole = good
             if records and records[-1].kind == KIND_END:
                 end = records.pop()

@@ -153,7 +153,8 @@ class Intake:
         """Take a directory that was listed in one piece and of which nothing is known, which nearly all are
         in a first scan; what `_make`, `_entries` and `_decide` do for all others. False where it is not such.
         """
-        (offset, _, path, flags, state, err, _, n, _, digest, dev, own_blocks, *_, text, _) = r
+        (offset, _, path, flags, state, err, _, n, _, digest, dev, own_blocks,
+         _, _, _, _, _, _, _, text, _) = r  # fmt: skip
         sums_only = flags == _LAST_UNCHANGED and self.ingest.sizes_only
         if not (flags == LAST or sums_only) or state != _LISTED or err or text:
             return False
@@ -161,7 +162,6 @@ class Intake:
         above = i.cache.get(path.rpartition(b"/")[0])
         if not path or above is None or not above.below_known:
             return False
-        digest, dev, own_blocks = signed(digest), signed(dev), signed(own_blocks)
         d = i.cache[path] = Dir(id_, path, above, "listed", i.scan_id, digest, dev, own_blocks, True, True)
         self.next_id += 1
         self.places.extend((offset, id_, above.id))
@@ -178,8 +178,7 @@ class Intake:
          _, size, blocks, _, _, _, _, text, _) = r  # fmt: skip
         if flags != _LAST_UNCHANGED or state != _LISTED or d.state != "listed" or err or text:
             return False
-        own_blocks = signed(own_blocks)
-        if (d.digest, d.dev, d.own_blocks) != (signed(digest), signed(dev), own_blocks):
+        if (d.digest, d.dev, d.own_blocks) != (digest, dev, own_blocks):
             return False
         d.scan_id, d.listed, c = self.ingest.scan_id, True, self.counts
         self.unchanged.append((d.scan_id, d.id))
@@ -219,11 +218,11 @@ class Intake:
             large.entries += r.n
             large.dirs += r.subdirs
             if d.dev is None:
-                self._set_dev(d, signed(r.dev))  # its next blocks look for names of their files in this one
+                self._set_dev(d, r.dev)  # its next blocks look for names of their files in this one
         sums_only = r.flags & UNCHANGED and self.ingest.sizes_only and not d.listed
         if r.flags & UNCHANGED and not sums_only:
             return
-        same = whole and d.listed and d.digest == signed(r.dir_digest)
+        same = whole and d.listed and d.digest == r.dir_digest
         if not d.listed:
             if r.n:
                 if not sums_only:
@@ -254,26 +253,24 @@ class Intake:
         reason = r.text.decode("utf-8", "replace") or (os.strerror(r.err) if r.err else None)
         scan_id = self.ingest.scan_id
         listed = state == DirState.LISTED
-        digest = signed(r.dir_digest) if listed else None
+        digest = r.dir_digest if listed else None
         n, dirs = (large.entries, large.dirs) if large else (r.n, r.subdirs)
-        own_blocks = signed(r.own_blocks) if r.own_blocks or listed else d.own_blocks
+        own_blocks = r.own_blocks if r.own_blocks or listed else d.own_blocks
         row = self.rows.get(d.id)
-        if listed and (d.state, d.digest, d.dev, d.own_blocks) == (state, digest, signed(r.dev), own_blocks):
+        if listed and (d.state, d.digest, d.dev, d.own_blocks) == (state, digest, r.dev, own_blocks):
             self.unchanged.append((scan_id, d.id))
         elif row is not None:
-            row = (*row[:4], state.value, reason, scan_id, signed(r.dev), digest, n, dirs, own_blocks)
+            row = (*row[:4], state.value, reason, scan_id, r.dev, digest, n, dirs, own_blocks)
             self.rows[d.id] = row
         elif listed or r.n or state in LEFT_OUT:
-            self.updates.append(
-                (state.value, reason, scan_id, signed(r.dev), digest, n, dirs, own_blocks, d.id)
-            )
+            self.updates.append((state.value, reason, scan_id, r.dev, digest, n, dirs, own_blocks, d.id))
         else:  # not read this time: what is known of its inside stays
             self.updates.append(
                 (
                     state.value,
                     reason,
                     scan_id,
-                    d.dev if d.dev is not None else signed(r.dev),
+                    d.dev if d.dev is not None else r.dev,
                     d.digest,
                     None,
                     0,
@@ -284,7 +281,7 @@ class Intake:
             digest = d.digest
         if own_blocks != d.own_blocks:
             self.totals.of(d).add(0, 0, 0, (own_blocks - d.own_blocks) * 512)
-        d.state, d.scan_id, d.digest, d.dev, d.own_blocks = state, scan_id, digest, signed(r.dev), own_blocks
+        d.state, d.scan_id, d.digest, d.dev, d.own_blocks = state, scan_id, digest, r.dev, own_blocks
         d.listed = state not in LEFT_OUT and (d.listed or listed or n > 0)
         self.counts.dirs += 1
         self.counts.disk_bytes += own_blocks * 512
@@ -312,7 +309,7 @@ class Intake:
         seen: set[tuple[int, int]] = set()
         for k, name, ino, size, blocks, mtime_ns, mode, uid in links:
             r, d = self.plain[k]
-            key = (signed(r.dev), ino)
+            key = (r.dev, ino)
             if key in seen or self._is_counted(key):
                 doubles.append((d.id, name))
                 self._uncount(d, name, mode & 0o170000 == 0o100000, size, blocks, mtime_ns, uid)
