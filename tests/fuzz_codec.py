@@ -244,7 +244,7 @@ def renew() -> None:
             with opened(path, python_walk, patterns=(b"skip",)) as walker:
                 made[name] = b"".join(drive(walker, [Root(b""), Root(b"gone")])[0])
         last = [row for row in python.index(made["plain"], False)[0] if row[7]]
-        known = b"".join(struct.pack("<QQ", python.xxh64(row[2]), row[9]) for row in last)
+        known = b"".join(struct.pack("<Qq", python.xxh64(row[2]), row[9]) for row in last)
         with opened(Path(folder) / "plain", python_walk, known=known) as walker:
             made["unchanged"] = b"".join(drive(walker)[0])
         first = whole_records(made["links"])[0]

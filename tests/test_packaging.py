@@ -13,6 +13,7 @@ import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -38,6 +39,15 @@ def test_images_are_labelled_with_the_packages_version() -> None:
     dockerfile = text("Dockerfile.smart")
     assert re.findall(r"^ARG VERSION=(.*)$", dockerfile, re.MULTILINE) == [__version__] * 2
     assert dockerfile.count('org.opencontainers.image.version="${VERSION}"') == 2
+
+
+def test_images_compile_modules_that_there_are() -> None:
+    """Where no image can be built, nobody else would notice that one has another name now."""
+    loaded = re.findall(r'python3 -c "import ([^;"]*)[;"]', text("Dockerfile.smart").replace("\\\n", ""))
+    names = [name.strip() for names in loaded for name in names.split(",")]
+    assert {"smartscan.worker.guard", "smartscan.cli.scan"} <= set(names)
+    for name in names:
+        assert find_spec(name), name
 
 
 def test_every_dependency_is_locked_with_its_hash() -> None:

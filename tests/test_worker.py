@@ -219,7 +219,7 @@ def test_known_digests_are_used(tmp_path, share, environment):
     for name in first["shards"]:
         for window in shard.windows(tmp_path / "1" / name):
             pairs += [(codec.xxh64(r.path), r.dir_digest) for r in window.records if r.flags & LAST]
-    known = b"".join(a.to_bytes(8, "little") + b.to_bytes(8, "little") for a, b in pairs)
+    known = b"".join(struct.pack("<Qq", *pair) for pair in pairs)
     roots = (Root(b"d0"), Root(b"large", Scope.FILES))
     folder = tmp_path / "2"
     folder.mkdir()
@@ -248,7 +248,7 @@ def test_digests_may_come_late_or_never(tmp_path, wide_share, environment):
         records[number] = {r.path: r for w in windows for r in w.records}
         if number == "first":
             made = records[number].values()
-            pairs = b"".join(struct.pack("<QQ", codec.xxh64(r.path), r.dir_digest) for r in made)
+            pairs = b"".join(struct.pack("<Qq", codec.xxh64(r.path), r.dir_digest) for r in made)
     digests = [{path: r.dir_digest for path, r in seen.items()} for seen in records.values()]
     assert digests[0] == digests[1] == digests[2]
     assert not any(r.flags & UNCHANGED for r in records["never"].values())

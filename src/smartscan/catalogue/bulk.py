@@ -70,6 +70,8 @@ class Bulk(NamedTuple):
         """Insert the records at `places` as directories that this scan listed; `sums` are those of their
         subtrees, both as in `codec.carry`. Raises sqlite3 errors like any statement.
         """
+        if not places:
+            return
         if self.handle:
             of = (mount_id, scan_id, buffer, places, sums)
             _check(codec.insert_dirs(self.handle, _DIRS_FROM_RECORDS, *of))
