@@ -271,6 +271,16 @@ def test_a_second_scan_tells_what_is_new_changed_and_gone(share, db, fresh):
     assert differences(held, holdings(fresh, "Media")) == []
 
 
+def check_equals_a_fresh_one(share, db, fresh):
+    """A catalogue is what find(1) and du(1) say, and what a first scan of the same share makes."""
+    held = holdings(db, "Media")
+    check_consistent(held)
+    check_same_tree(held, find_listing(share))
+    assert held.sums()[3] == du(share)
+    scan(share, fresh)
+    assert differences(held, holdings(fresh, "Media")) == []
+
+
 @pytest.mark.parametrize("seed", range(2))
 def test_after_any_changes_it_equals_a_fresh_catalogue(share, db, fresh, seed):
     chance = Random(seed)
@@ -278,12 +288,7 @@ def test_after_any_changes_it_equals_a_fresh_catalogue(share, db, fresh, seed):
         scan(share, db, *limits)
         change(share, chance, 15)
     scan(share, db, *chance.choice(((), ENTRIES)))
-    held = holdings(db, "Media")
-    check_consistent(held)
-    check_same_tree(held, find_listing(share))
-    assert held.sums()[3] == du(share)
-    scan(share, fresh)
-    assert differences(held, holdings(fresh, "Media")) == []
+    check_equals_a_fresh_one(share, db, fresh)
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -303,12 +308,7 @@ def test_a_large_directory_that_changes_equals_a_fresh_catalogue(tmp_path, db, f
         change(share / "big", chance, 30)
         change(share / "other", chance, 10)
         scan(share, db)
-    held = holdings(db, "Media")
-    check_consistent(held)
-    check_same_tree(held, find_listing(share))
-    assert held.sums()[3] == du(share)
-    scan(share, fresh)
-    assert differences(held, holdings(fresh, "Media")) == []
+    check_equals_a_fresh_one(share, db, fresh)
 
 
 def test_the_largest_files_are_right_after_many_of_them_went(tmp_path, db):

@@ -1215,6 +1215,23 @@ static int counts_fit(const Record *r)
     return !left && subdirs == h->subdirs && symlinks == h->symlinks && links == h->links;
 }
 
+static inline int is_no_name(const char *name, size_t len) /* but for slashes and NULs in it */
+{
+    return !len || (name[0] == '.' && (len == 1 || (len == 2 && name[1] == '.')));
+}
+/* Whether it is a path below the share: names that a directory can hold, with one slash between two. */
+static int is_below(const char *path, size_t len)
+{
+    size_t from = 0;
+    if (memchr(path, 0, len)) return 0;
+    for (size_t i = 0; len && i <= len; i++) {
+        if (i < len && path[i] != '/') continue;
+        if (is_no_name(path + from, i - from)) return 0;
+        from = i + 1;
+    }
+    return 1;
+}
+
 /* Check a record against everything it says of itself. Returns its length, or 0 when it is torn. */
 static size_t record_at(const char *buf, size_t len, size_t at, Record *r, int verify)
 {
@@ -1257,10 +1274,11 @@ static size_t record_at(const char *buf, size_t len, size_t at, Record *r, int v
     if (verify) {
         uint32_t last = 0;
         for (uint64_t i = 0; i < count; i++) {
-            if (r->end[i] <= last || r->end[i] > h->names_len) return 0;
+            if (r->end[i] <= last || r->end[i] > h->names_len || is_no_name(r->names + last, r->end[i] - last)) return 0;
             last = r->end[i];
         }
-        if (last != h->names_len) return 0;
+        if (last != h->names_len || memchr(r->names, '/', last) || memchr(r->names, 0, last)) return 0;
+        if (!is_below(r->path, h->path_len)) return 0;
         if (full && !counts_fit(r)) return 0;
     }
     return h->length;

@@ -215,7 +215,14 @@ def _verify(view: memoryview, at: int, h: Header) -> bool:
         if not last < end <= h.names_len:
             return False
         last = end
-    return last == h.names_len
+    path = bytes(view[at + HEADER_BYTES:at + HEADER_BYTES + h.path_len])
+    return (last == h.names_len and all(map(_is_name, _names(view, at, h)))
+            and (not path or all(map(_is_name, path.split(b"/")))))
+
+
+def _is_name(name: bytes) -> bool:
+    """Whether a directory can hold it."""
+    return name not in (b"", b".", b"..") and b"/" not in name and b"\0" not in name
 
 
 def _counts_fit(view: memoryview, at: int, h: Header) -> bool:

@@ -324,7 +324,8 @@ class Intake:
             )
         if largest:
             files = [
-                (size, self.plain[bisect_left(at, offset)][1].id, name) for size, offset, name in largest
+                (signed(size), self.plain[bisect_left(at, offset)][1].id, name)
+                for size, offset, name in largest
             ]
             others = set(doubles)
             once = [f for f in files if f[1:] not in others]
