@@ -58,7 +58,7 @@ class Bulk(NamedTuple):
                 dir_ids,
                 attrs,
             )
-            _check(code)
+            _raise_for(code)
             return
         sql = f"INSERT OR IGNORE INTO {table} VALUES (?, CAST(? AS TEXT), ?, ?, ?, ?, ?, ?, ?, ?)"
         link_sql = f"INSERT OR IGNORE INTO {links} VALUES (?, CAST(? AS TEXT), CAST(? AS TEXT))"
@@ -74,7 +74,7 @@ class Bulk(NamedTuple):
             return
         if self.handle:
             of = (mount_id, scan_id, buffer, places, sums)
-            _check(codec.insert_dirs(self.handle, _DIRS_FROM_RECORDS, *of))
+            _raise_for(codec.insert_dirs(self.handle, _DIRS_FROM_RECORDS, *of))
             return
         from smartscan.codec import python
 
@@ -128,7 +128,7 @@ class Bulk(NamedTuple):
             self.conn.executemany(link_sql, links)
 
 
-def _check(code: int) -> None:
+def _raise_for(code: int) -> None:
     """Raise what Python's sqlite3 would for one of SQLite's codes."""
     if code:
         corrupt = code & 0xFF == sqlite3.SQLITE_CORRUPT

@@ -28,18 +28,19 @@ __all__ = ["Request", "retry", "scan", "survey"]
 
 def scan(request: Request) -> Report:
     """Catalogue a share, going on with an unfinished scan of it where there is one."""
-    with opened(request) as engine:
-        from smartscan.run import course
-
-        return course.run(request, *engine)
+    return _run(request, only_failed=False)
 
 
 def retry(request: Request) -> Report:
     """Try again what the last scan of a share could not read, and settle its account anew."""
-    with opened(request) as engine:
+    return _run(request, only_failed=True)
+
+
+def _run(request: Request, *, only_failed: bool) -> Report:
+    with opened(request) as (engine, why):
         from smartscan.run import course
 
-        return course.run(request, *engine, only_failed=True)
+        return course.run(request, engine, why, only_failed=only_failed)
 
 
 def survey(request: Request, *, told: bool = False) -> tuple[list[PlannedChunk], bool]:
@@ -52,10 +53,10 @@ def survey(request: Request, *, told: bool = False) -> tuple[list[PlannedChunk],
     directory.prepare(request.db, create=True)
     with tempfile.TemporaryDirectory(prefix="survey-", dir=request.db.parent) as folder:
         scratch = replace(request, db=Path(folder) / request.db.name, analyze=False, sizes_only=True)
-        with opened(scratch) as engine:
+        with opened(scratch) as (engine, why):
             from smartscan.run import course
 
-            return course.measured(scratch, *engine, told=told)
+            return course.measured(scratch, engine, why, told=told)
 
 
 @contextmanager

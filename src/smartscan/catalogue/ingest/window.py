@@ -514,17 +514,8 @@ class Intake:
 
     def _write_rows(self) -> None:
         """Carry every sum up to the mount, and write new and changed rows of directories."""
-        i, conn, c = self.ingest, self.ingest.conn, self.counts
-        places = self.places.tobytes()
-        subtrees, outside, (entries, size, disk) = codec.carry(self.window.buffer, places)
-        for k, *change in outside:
-            self.totals.of(self.aboves[k]).add(*change)
-        c.entries += entries
-        c.bytes += size
-        c.disk_bytes += disk
-        c.dirs += len(self.aboves)
-        if i.rescan:
-            c.new += entries
+        i, conn = self.ingest, self.ingest.conn
+        places, subtrees = self._sum_up_new()
         sums = self.totals.carried_up()
         rows = []
         for id_, row in self.rows.items():
@@ -556,3 +547,17 @@ class Intake:
         sums.clear()
         self.rows, self.updates, self.unchanged = {}, [], []
         del self.places[:], self.aboves[:]
+
+    def _sum_up_new(self) -> tuple[bytes, bytes]:
+        """Count the directories that are simply new; gives their places and the sums of their subtrees."""
+        places, c = self.places.tobytes(), self.counts
+        subtrees, outside, (entries, size, disk) = codec.carry(self.window.buffer, places)
+        for k, *change in outside:
+            self.totals.of(self.aboves[k]).add(*change)
+        c.entries += entries
+        c.bytes += size
+        c.disk_bytes += disk
+        c.dirs += len(self.aboves)
+        if self.ingest.rescan:
+            c.new += entries
+        return places, subtrees
