@@ -158,7 +158,7 @@ def test_digests_may_come_while_it_walks(tmp_path, door):
 def test_a_digest_under_another_path_is_none(tmp_path):
     build(tmp_path, {"a": {"file": 5}, "b": {}})
     digests = {r.path: r.dir_digest for r in walk_all(tmp_path, python_walk).records}
-    wrong = struct.pack("<4Q", codec.xxh64(b"b"), digests[b"a"], codec.xxh64(b"a"), 1) + b"tail"
+    wrong = struct.pack("<QqQQ", codec.xxh64(b"b"), digests[b"a"], codec.xxh64(b"a"), 1) + b"tail"
     seen = take_apart(walk_twice(tmp_path, known=wrong))
     assert not any(r.flags & UNCHANGED for r in seen.records)
 
@@ -314,9 +314,11 @@ def test_roots_that_are_not_there_or_no_directories_have_vanished(tmp_path, door
     (tmp_path / "share" / "out").symlink_to(outside)
     (tmp_path / "share" / "up").symlink_to("..")
     roots = [b"gone", b"file", b"out", b"out/secret", b"up/outside"]
-    roots += [b"dir/../../outside", b"x" * 300, b"y" * 5000]
+    roots += [b"x" * 300, b"y" * 5000]
     with opened(tmp_path / "share", door) as walker:
         seen = take_apart(b"".join(drive(walker, [Root(root) for root in roots])[0]))
+        above = b"".join(drive(walker, [Root(b"dir/../../outside")])[0])
+    assert above and b"secret" not in above  # which no reader would take in
     assert not seen.entries
     assert {seen.states[root] for root in roots[:5]} == {VANISHED}
     assert set(seen.states.values()) == {VANISHED, IO_ERROR}
