@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 import click
 
-from smartscan import __version__
+from smartscan import __version__, interrupts
 from smartscan.cli._options import PROGRAM
 from smartscan.errors import EXIT_INTERRUPTED, SmartScannerError, UsageError
 
@@ -48,6 +48,7 @@ class Frame(click.Group):
     ) -> NoReturn:
         extra["standalone_mode"] = False
         sys.excepthook = crash
+        interrupts.remember()
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")  # a letter the terminal lacks ends no command

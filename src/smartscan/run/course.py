@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import smartscan.run
 from smartscan import engine as engines
+from smartscan import interrupts
 from smartscan import supervisor as sup
 from smartscan.catalogue import directory, ledger, problems, tree
 from smartscan.catalogue import open as opening
@@ -487,7 +488,7 @@ class _Scan:
     def _interrupts(self) -> Iterator[None]:
         """Ctrl-C, SIGTERM and a terminal that closes ask the scan to end; a second one does not wait."""
 
-        def on_signal(_number: int, _frame: Any) -> None:
+        def on_signal(*_: Any) -> None:
             self.controller.stops += 1
             if self.controller.stops == 1:
                 self.request.say("Stopping: workers hand in what they have. Once more to stop at once.")
@@ -499,6 +500,8 @@ class _Scan:
         ends = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         heard = [number for number in ends if signal.getsignal(number) != signal.SIG_IGN]
         before = {number: signal.signal(number, on_signal) for number in heard}
+        if interrupts.asked:  # and Python lost it
+            on_signal()
         try:
             yield
         finally:
