@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -95,10 +95,11 @@ def run(
         directory.give_to_owner(request.db)
         for folder in (request.work.parent, request.work):
             directory.check_writable(folder)  # else every start would fail, and be tried again for ever
-        try:
-            return _Scan(request, engine, bulk, lock, only_failed=only_failed).run()
-        finally:
-            bulk.conn.close()
+        scan = _Scan(request, engine, bulk, lock, only_failed=only_failed)
+        with closing(bulk.conn):
+            report = scan.run()
+        scan.tidy()
+        return report
 
 
 def measured(
@@ -364,11 +365,11 @@ class _Scan:
                 else:  # found emptied, it does not go on: it may have taken directories for vanished
                     state = ScanState.INCOMPLETE if c.error else ScanState.CANCELLED
                     ledger.end(self.conn, self.scan_id, state, None, mount_dead=True, at=now)
-            self._tidy()
+            self.tidy()
             raise error
         state, dead = c.writer.patiently(lambda: self._settle(ending, now))
-        self._tidy()
         if c.lost and state is ScanState.CANCELLED:
+            self.tidy()
             raise c.lost
         status = {ScanState.COMPLETE: EXIT_OK, ScanState.CANCELLED: EXIT_INTERRUPTED}.get(
             state, EXIT_INCOMPLETE
@@ -474,8 +475,9 @@ class _Scan:
             "abandoned": self.controller.abandoned,
         }
 
-    def _tidy(self) -> None:
-        """Leave no folder behind, except what an abandoned worker may still hold."""
+    def tidy(self) -> None:
+        """Leave no folder behind, except what an abandoned worker may still hold; after the account."""
+        self.controller.workers.sweep()
         if not self.controller.abandoned:
             with suppress(OSError):
                 for folder in self.request.work.iterdir():

@@ -25,6 +25,8 @@ class Workers:
     def __init__(self, engine: Engine, namespace: str, *, at_a_time: int) -> None:
         self.engine, self.namespace = engine, namespace
         self._pool = ThreadPoolExecutor(max_workers=4 * at_a_time + 4, thread_name_prefix="engine")
+        # Folders go one after the other, and who closes the account does not wait for them.
+        self._sweeper = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sweeper")
         self.exits: list[tuple[int, int, int]] = []  # exit status, chunk, attempt; for whoever notes them
         self._answers: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
 
@@ -104,7 +106,7 @@ class Workers:
                         self.engine.kill(worker_id)
                     time.sleep(0.05)
             if left and not keep_folder:
-                shutil.rmtree(attempt.folder, ignore_errors=True)
+                self._sweeper.submit(shutil.rmtree, attempt.folder, ignore_errors=True)
             if left and attempt.status is None and status.exit_code is not None:
                 told = (status.exit_code, attempt.chunk.id, attempt.number)
                 return lambda: self.exits.append(told)
@@ -121,13 +123,21 @@ class Workers:
 
     def close(self) -> None:
         """Let calls come to their end, but not for ever."""
-        until = time.monotonic() + REMOVE_S
-        self._pool.shutdown(wait=False)
-        for thread in list(getattr(self._pool, "_threads", ())):
-            thread.join(max(0.0, until - time.monotonic()))
+        _see_out(self._pool)
+
+    def sweep(self) -> None:
+        """Let the folders go that are to be removed; after `close`, and not for ever either."""
+        _see_out(self._sweeper)
 
     def _ask(self, call: Callable[[], Callable[[], None]]) -> None:
         def asked() -> None:
             self._answers.put(call())
 
         self._pool.submit(asked)
+
+
+def _see_out(pool: ThreadPoolExecutor) -> None:
+    until = time.monotonic() + REMOVE_S
+    pool.shutdown(wait=False)
+    for thread in list(getattr(pool, "_threads", ())):
+        thread.join(max(0.0, until - time.monotonic()))
