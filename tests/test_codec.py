@@ -11,6 +11,7 @@ import struct
 from array import array
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -78,6 +79,36 @@ def test_of_equally_large_files_the_first_is_kept(codec):
     data = full_record(NONE._replace(flags=1), b"", entries)
     largest = codec.measure(data, struct.pack("<Q", 0), 3)[1]
     assert sorted(largest) == [(7, 0, b"00"), (7, 0, b"01"), (7, 0, b"02")]
+
+
+def mostly(value: Any, *others: Any) -> st.SearchStrategy[Any]:
+    return st.sampled_from([value] * 12 + list(others))
+
+
+near = st.lists(st.sampled_from([b"a", b"b"]), max_size=2).map(b"/".join)
+kinds_, flags, states = mostly(1, 2), mostly(1, 3, 3, 3, 3, 0, 5), mostly(1, 0, 2)
+dirs = st.tuples(near, kinds_, flags, states, mostly(0, 13), mostly(b"", b"why"), st.booleans())
+
+
+@needs_native
+@settings(max_examples=600)
+@given(st.lists(dirs, max_size=6), st.dictionaries(near, st.sampled_from([None, False, True])),
+       st.sets(near, max_size=2), st.booleans())  # fmt: skip
+def test_both_place_the_same(found, known, placed, sizes_only):
+    template = python.index(python.record(1, b"", 1, 1, 0, 0, 0, b"", 0, 0, 0, 0, 0), False)[0][0]
+    records = [
+        shard.Record._make(template)._replace(
+            offset=100 * k, path=path, kind=kind, flags=flags, state=state, err=err, text=text, n=n
+        )
+        for k, (path, kind, flags, state, err, text, n) in enumerate(found)
+    ]
+    cache = {path: SimpleNamespace(id=10 + k, below_known=how) for k, (path, how) in enumerate(known.items())}
+    for at in range(len(records) + 1):
+        outcomes = []
+        for codec in (native, python):
+            taken: tuple[Any, ...] = {path: 5 for path in placed if path not in cache}, [], [], []
+            outcomes.append((codec.place(records, at, 30, sizes_only, cache, *taken), taken))
+        assert outcomes[0] == outcomes[1]
 
 
 def hung(data: bytes, aboves: list[int]) -> bytes:

@@ -79,7 +79,7 @@ class Attempt:
         self.folder, self.roots = folder, roots or (Root(b""),)
         told = Orders(os.fsencode(share), 1, 1, 1, self.roots, FAST, (), False)
         told._replace(**orders).write(folder)
-        # Less urgent than the test, which has to meet it in the middle of its walk also where others work too.
+        # Less urgent than the test, which has to meet it in the middle of its walk on a busy machine too.
         command = ["nice", "-n", "10", sys.executable, "-m", "smartscan.worker", folder]
         out = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         self.process = subprocess.Popen(command, env=environment, **out)

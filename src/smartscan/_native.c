@@ -1883,6 +1883,63 @@ static Py_ssize_t place_of(const char *places, Py_ssize_t k, int64_t id)
     return -1;
 }
 
+/* A number of a record that `index` made; -1 with an exception where there is none. */
+static long long part_of(PyObject *record, Py_ssize_t k)
+{
+    PyObject *o = PyTuple_GetItem(record, k);
+    return o ? PyLong_AsLongLong(o) : -1;
+}
+
+/* The id of a directory of which all that is below and has a row is known; borrowed from `placed`, or new. */
+static int id_of(PyObject *cache, PyObject *placed, PyObject *path, PyObject **id)
+{
+    *id = PyDict_GetItemWithError(placed, path);
+    if (*id) { Py_INCREF(*id); return 1; }
+    if (PyErr_Occurred()) return -1;
+    PyObject *d = PyDict_GetItemWithError(cache, path), *known = d ? PyObject_GetAttrString(d, "below_known") : NULL;
+    int yes = known ? PyObject_IsTrue(known) : PyErr_Occurred() ? -1 : 0;
+    Py_XDECREF(known);
+    if (yes == 1 && !(*id = PyObject_GetAttrString(d, "id"))) return -1;
+    return yes;
+}
+
+static PyObject *py_place(PyObject *mod, PyObject *args)
+{
+    PyObject *records, *cache, *placed, *new, *places, *plain;
+    Py_ssize_t at;
+    long long next_id;
+    int sizes_only;
+    (void)mod;
+    if (!PyArg_ParseTuple(args, "OnLpOOOOO:place", &records, &at, &next_id, &sizes_only, &cache, &placed, &new, &places, &plain)) return NULL;
+    for (Py_ssize_t end = PyList_Size(records); at < end; at++) {
+        PyObject *r = PyList_GetItem(records, at), *path = r ? PyTuple_GetItem(r, 2) : NULL, *text = path ? PyTuple_GetItem(r, 19) : NULL;
+        if (!text) return NULL;
+        long long kind = part_of(r, 1), flags = part_of(r, 3), state = part_of(r, 4), err = part_of(r, 5), n = part_of(r, 7);
+        char *p;
+        Py_ssize_t len;
+        if (PyErr_Occurred() || PyBytes_AsStringAndSize(path, &p, &len)) return NULL;
+        int sums_only = sizes_only && flags == (LAST | UNCHANGED), there;
+        if (kind != KIND_DIR || !len || (flags != LAST && !sums_only) || state != LISTED || err || PyBytes_Size(text)) break;
+        if ((there = PyDict_Contains(placed, path)) < 0) return NULL;
+        if (there) continue;
+        if ((there = PyDict_Contains(cache, path)) < 0) return NULL;
+        if (there) break;
+        const char *slash = memrchr(p, '/', (size_t)len);
+        PyObject *above = PyBytes_FromStringAndSize(p, slash ? slash - p : 0), *above_id = NULL;
+        int known = above ? id_of(cache, placed, above, &above_id) : -1;
+        Py_XDECREF(above);
+        if (known < 0) return NULL;
+        if (!known) break;
+        PyObject *id = PyLong_FromLongLong(next_id++), *both = id && n && !sums_only ? PyTuple_Pack(2, r, id) : NULL;
+        int bad = !id || PyErr_Occurred() || PyDict_SetItem(placed, path, id) || PyList_Append(new, r) ||
+                  PyList_Append(places, PyTuple_GetItem(r, 0)) || PyList_Append(places, id) || PyList_Append(places, above_id) ||
+                  (both && PyList_Append(plain, both));
+        Py_XDECREF(id); Py_XDECREF(both); Py_DECREF(above_id);
+        if (bad) return NULL;
+    }
+    return PyErr_Occurred() ? NULL : Py_BuildValue("(nL)", at, next_id);
+}
+
 static PyObject *py_carry(PyObject *mod, PyObject *args)
 {
     Py_buffer buf, places;
@@ -2111,6 +2168,8 @@ static PyMethodDef methods[] = {
     {"insert", py_insert, METH_VARARGS,
      "insert(handle, sql, link_sql, buffer, offsets, dir_ids, attrs) -> SQLite's code\n\n"
      "Run both statements, which select from smartscan_rows, once for the entries and once for the symbolic links."},
+    {"place", py_place, METH_VARARGS,
+     "place(records, at, next_id, sizes_only, cache, placed, new, places, plain) -> (at, next_id); see the twin."},
     {"carry", py_carry, METH_VARARGS, "carry(buffer, places) -> (sums, outside, (entries, bytes, disk_bytes)); see the twin."},
     {"insert_dirs", py_insert_dirs, METH_VARARGS,
      "insert_dirs(handle, sql, mount_id, scan_id, buffer, places, sums) -> SQLite's code\n\n"

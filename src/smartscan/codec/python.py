@@ -22,7 +22,7 @@ from smartscan.numbers import signed
 MAGIC = 0x31445353  # "SSD1"
 KIND_DIR, KIND_ERROR, KIND_END = 1, 2, 3
 LAST, UNCHANGED, BIG = 1, 2, 4
-VANISHED = 7  # the highest state
+LISTED, VANISHED = 1, 7  # states; 7 is the highest
 OP_STATFS = 5  # the highest operation
 UNKNOWN = 0x80000000
 TYPE, DIRECTORY, REGULAR, SYMLINK = 0o170000, 0o040000, 0o100000, 0o120000
@@ -392,6 +392,43 @@ PLACE = struct.Struct("<Qqq")  # a new directory: offset of its record, its id, 
 SUMS = struct.Struct("<4q")  # of its subtree: files, entries, bytes, disk bytes
 
 Sums = list[int]
+
+
+def place(records: list[Any], at: int, next_id: int, sizes_only: bool, cache: dict[bytes, Any],
+          placed: dict[bytes, int], new: list[Any], places: list[int], plain: list[tuple[Any, int]]
+          ) -> tuple[int, int]:
+    """Take directories that are simply new, which nearly all are in a first scan: listed in one piece, no
+    path of `cache` or `placed`, and below a directory that is in `placed`, or in `cache` with `below_known`.
+
+    From `records[at]` on, to the first that is not such: (its number, the next free id). Each gets an id in
+    `placed`, a place in `new` and in `places` (offset, id, id of the one above; what `carry` wants), and with
+    entries to be added, one in `plain`. One that is in `placed` comes twice and changes nothing.
+    """
+    while at < len(records):
+        r = records[at]
+        offset, kind, path, flags, state, err, _, n, *_, text, _ = r
+        sums_only = sizes_only and flags == LAST | UNCHANGED
+        if kind != KIND_DIR or not path or not (flags == LAST or sums_only):
+            break
+        if state != LISTED or err or text:
+            break
+        if path not in placed:
+            if path in cache:
+                break
+            above_path = path.rpartition(b"/")[0]
+            above_id, above = placed.get(above_path), cache.get(above_path)
+            if above_id is None:
+                if above is None or not above.below_known:
+                    break
+                above_id = above.id
+            placed[path] = next_id
+            new.append(r)
+            places += offset, next_id, above_id
+            if n and not sums_only:
+                plain.append((r, next_id))
+            next_id += 1
+        at += 1
+    return at, next_id
 
 
 def carry(buffer: Any, places: bytes) -> tuple[bytes, list[tuple[int, ...]], tuple[int, int, int]]:

@@ -45,6 +45,7 @@ class Dir:
     above: Dir | None
     state: str
     scan_id: int | None = None
+    # As they were before this scan, or as it found them; nobody asks for those of one that was new.
     digest: int | None = None
     dev: int | None = None
     own_blocks: int = 0

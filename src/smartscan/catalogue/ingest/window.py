@@ -79,12 +79,12 @@ class Intake:
     at: float
     problems: bool = True
     rows: dict[int, tuple[Any, ...]] = field(default_factory=dict)  # of new directories, by id
-    # New directories that were listed in one piece, nearly all in a first scan: `codec.carry` has the shape.
-    places: array.array[int] = field(default_factory=lambda: array.array("q"))
-    aboves: list[Dir] = field(default_factory=list)  # for each of them, the directory above
+    # Directories that are simply new, nearly all in a first scan, and their places as `codec.carry` has them.
+    new: list[Record] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)
     updates: list[tuple[Any, ...]] = field(default_factory=list)
     unchanged: list[tuple[int, int]] = field(default_factory=list)
-    plain: list[tuple[Record, Dir]] = field(default_factory=list)  # entries that are simply added
+    plain: list[tuple[Record, int]] = field(default_factory=list)  # entries that are simply added to that id
     incoming: list[tuple[Record, Dir]] = field(default_factory=list)  # entries that replace others
     replace: list[tuple[Dir, bool]] = field(default_factory=list)  # bool: it was read to the end
     freed: set[tuple[int | None, int]] = field(default_factory=set)  # files whose counted name went
@@ -100,15 +100,22 @@ class Intake:
         cache = i.cache
         (self.next_id,) = i.conn.execute("SELECT ifnull(max(id), 0) + 1 FROM dir").fetchone()
         failed: list[WalkError] = []
-        for r in self.window.records:
+        records, at = self.window.records, 0
+        simply_new = self.new, self.places, self.plain
+        while at < len(records):
+            r = records[at]
+            if r.kind != KIND_ERROR and r.path not in cache:  # nearly all in a first scan
+                at, self.next_id = codec.place(
+                    records, at, self.next_id, i.sizes_only, cache, i.placed, *simply_new
+                )
+                if at == len(records):
+                    break
+                r = records[at]
+            at += 1
             if r.kind == KIND_ERROR:
                 failed.append(WalkError(r.path, Op(r.op), r.err, r.waited_ns / 1e9))
                 continue
-            d = cache.get(r.path)
-            if d is None:
-                if self._is_simply_new(r):
-                    continue
-                d = i.find(r.path) or self._make(r.path)
+            d = cache.get(r.path) or i.find(r.path) or self._make(r.path)
             if d.scan_id == i.scan_id and d.state != DirState.FOUND:
                 continue  # decided in this scan already: what comes twice changes nothing
             if self._is_unchanged(r, d):
@@ -147,28 +154,13 @@ class Intake:
         self.freed.clear()
         self.totals.clear()
 
-    # -- records --------------------------------------------------------------------------------------
+    def _dir(self, path: bytes) -> Dir:
+        """Give a directory that is known to be there."""
+        d = self.ingest.find(path)
+        assert d is not None
+        return d
 
-    def _is_simply_new(self, r: Record) -> bool:
-        """Take a directory that was listed in one piece and of which nothing is known, which nearly all are
-        in a first scan; what `_make`, `_entries` and `_decide` do for all others. False where it is not such.
-        """
-        (offset, _, path, flags, state, err, _, n, _, digest, dev, own_blocks,
-         _, _, _, _, _, _, _, text, _) = r  # fmt: skip
-        sums_only = flags == _LAST_UNCHANGED and self.ingest.sizes_only
-        if not (flags == LAST or sums_only) or state != _LISTED or err or text:
-            return False
-        i, id_ = self.ingest, self.next_id
-        above = i.cache.get(path.rpartition(b"/")[0])
-        if not path or above is None or not above.below_known:
-            return False
-        d = i.cache[path] = Dir(id_, path, above, "listed", i.scan_id, digest, dev, own_blocks, True, True)
-        self.next_id += 1
-        self.places.extend((offset, id_, above.id))
-        self.aboves.append(above)
-        if n and not sums_only:
-            self.plain.append((r, d))
-        return True
+    # -- records --------------------------------------------------------------------------------------
 
     def _is_unchanged(self, r: Record, d: Dir) -> bool:
         """Take a directory that is as it was, which nearly all are in a later scan; what `_entries` and
@@ -226,7 +218,7 @@ class Intake:
         if not d.listed:
             if r.n:
                 if not sums_only:
-                    self.plain.append((r, d))
+                    self.plain.append((r, d.id))
                 self.totals.of(d).add(r.files, r.n, r.bytes, r.blocks * 512)
                 if self.ingest.rescan:
                     c.new += r.n
@@ -301,18 +293,18 @@ class Intake:
             return
         at = [r.offset for r, _ in self.plain]
         offsets = array.array("Q", at).tobytes()
-        ids = array.array("q", [d.id for _, d in self.plain]).tobytes()
+        ids = array.array("q", [id_ for _, id_ in self.plain]).tobytes()
         tally, largest, links = codec.measure(self.window.buffer, offsets, LARGEST)
         for dimension, key, files, size, blocks in tally:
             self.totals.tally(dimension, key, files, size, blocks)
         doubles: list[tuple[int, bytes]] = []
         seen: set[tuple[int, int]] = set()
         for k, name, ino, size, blocks, mtime_ns, mode, uid in links:
-            r, d = self.plain[k]
+            r, id_ = self.plain[k]
             key = (r.dev, ino)
             if key in seen or self._is_counted(key):
-                doubles.append((d.id, name))
-                self._uncount(d, name, mode & 0o170000 == 0o100000, size, blocks, mtime_ns, uid)
+                doubles.append((id_, name))
+                self._uncount(r.path, name, mode & 0o170000 == 0o100000, size, blocks, mtime_ns, uid)
             seen.add(key)
         if i.sizes_only:
             self._insert_few(links, attrs)
@@ -324,7 +316,7 @@ class Intake:
             )
         if largest:
             files = [
-                (signed(size), self.plain[bisect_left(at, offset)][1].id, name)
+                (signed(size), self.plain[bisect_left(at, offset)][1], name)
                 for size, offset, name in largest
             ]
             others = set(doubles)
@@ -338,21 +330,21 @@ class Intake:
         """
         whole = self.plain
         if not any(mode & UNKNOWN_MODE for mode, _, _ in self.window.attrs):
-            whole = [(r, d) for r, d in whole if r.flags != LAST or r.state != _LISTED]
+            whole = [(r, id_) for r, id_ in whole if r.flags != LAST or r.state != _LISTED]
         offsets = array.array("Q", [r.offset for r, _ in whole]).tobytes()
-        ids = array.array("q", [d.id for _, d in whole]).tobytes()
+        ids = array.array("q", [id_ for _, id_ in whole]).tobytes()
         self.ingest.bulk.insert("entry", "symlink", self.window.buffer, offsets, ids, attrs)
         self.ingest.conn.executemany(
             "INSERT OR IGNORE INTO entry (dir_id, name, attr_id, ino, counted) "
             "VALUES (?, CAST(? AS TEXT), 0, ?, 1)",
-            [(self.plain[k][1].id, name, ino) for k, name, ino, *_ in links],
+            [(self.plain[k][1], name, ino) for k, name, ino, *_ in links],
         )
 
     def _uncount(
-        self, d: Dir, name: bytes, is_file: bool, size: int, blocks: int, mtime_ns: int, uid: int
+        self, path: bytes, name: bytes, is_file: bool, size: int, blocks: int, mtime_ns: int, uid: int
     ) -> None:
-        """Take one of several names of a file out of the totals; it stays an entry."""
-        self.totals.of(d).add(-is_file, 0, -size, -blocks * 512)
+        """Take one of several names of a file out of the totals; it stays an entry of directory `path`."""
+        self.totals.of(self._dir(path)).add(-is_file, 0, -size, -blocks * 512)
         if is_file:
             self.totals.tally_file(-1, name, size, blocks, mtime_ns, uid)
 
@@ -486,6 +478,7 @@ class Intake:
             conn.execute("DELETE FROM largest WHERE dir_id = ?", (this,))
             conn.execute("DELETE FROM dir WHERE id = ?", (this,))
             i.cache.pop(path, None)
+            i.placed.pop(path, None)
 
     def _promote(self) -> None:
         """Where the counted name of a file went, let another of its names count."""
@@ -503,9 +496,7 @@ class Intake:
             i.conn.execute(
                 "UPDATE entry SET counted = 1 WHERE dir_id = ? AND name = CAST(? AS TEXT)", (dir_id, name)
             )
-            d = i.find(tree.path_of(i.conn, dir_id))
-            assert d is not None
-            self.totals.of(d).add(kind == "f", 0, size, blocks * 512)
+            self.totals.of(self._dir(tree.path_of(i.conn, dir_id))).add(kind == "f", 0, size, blocks * 512)
             if kind == "f":
                 self.totals.tally_file(1, name, size, blocks, mtime_ns, uid)
                 self.ingest.largest.keep([(size, dir_id, name)])
@@ -546,18 +537,18 @@ class Intake:
         )
         sums.clear()
         self.rows, self.updates, self.unchanged = {}, [], []
-        del self.places[:], self.aboves[:]
+        self.new, self.places = [], []
 
     def _sum_up_new(self) -> tuple[bytes, bytes]:
         """Count the directories that are simply new; gives their places and the sums of their subtrees."""
-        places, c = self.places.tobytes(), self.counts
+        places, c = array.array("q", self.places).tobytes(), self.counts
         subtrees, outside, (entries, size, disk) = codec.carry(self.window.buffer, places)
         for k, *change in outside:
-            self.totals.of(self.aboves[k]).add(*change)
+            self.totals.of(self._dir(self.new[k].path.rpartition(b"/")[0])).add(*change)
         c.entries += entries
         c.bytes += size
         c.disk_bytes += disk
-        c.dirs += len(self.aboves)
+        c.dirs += len(self.new)
         if self.ingest.rescan:
             c.new += entries
         return places, subtrees

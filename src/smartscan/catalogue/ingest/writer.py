@@ -10,6 +10,7 @@ import sqlite3
 import struct
 from collections.abc import Iterable
 from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,9 @@ class Ingest:
         self.conn, self.bulk, self.sizes_only = bulk.conn, bulk, sizes_only
         self.mount_id, self.scan_id, self.rescan = mount_id, scan_id, rescan
         self.cache: dict[bytes, Dir] = {}
+        # The ids of directories that were simply new, until somebody asks for more; never in `cache` as well.
+        # Of what is below them, everything that has a row is in one of the two.
+        self.placed: dict[bytes, int] = {}
         self.attrs: dict[tuple[int, int, int], int] = {}
         self.larges: dict[int, Large] = {}
         self.largest = Largest(self.conn, mount_id)
@@ -93,7 +97,7 @@ class Ingest:
             with transaction(self.conn):
                 counts = self._take(chunk_id, attempt, path, at)
             undone.pop_all()
-        if len(self.cache) > CACHE_DIRS:
+        if len(self.cache) + len(self.placed) > CACHE_DIRS:
             self._forget_oldest()
         return counts
 
@@ -114,7 +118,15 @@ class Ingest:
         return counts
 
     def _forget_oldest(self) -> None:
-        """Keep the newer half of what is remembered, and what is above it."""
+        """Keep the newer half of what is remembered, and of the cache what is above it."""
+        old = list(islice(self.placed, len(self.placed) // 2))
+        for path in old:
+            del self.placed[path]
+        for path in {path.rpartition(b"/")[0] for path in old}:
+            while self.placed.pop(path, None) is not None:
+                path = path.rpartition(b"/")[0]  # of which not all below is remembered any more
+            if above := self.cache.get(path):
+                above.below_known = None
         every = list(self.cache.values())
         half = len(every) // 2
         self.cache = {d.path: d for d in every[half:]}
@@ -141,6 +153,7 @@ class Ingest:
     def forget(self) -> None:
         """Drop what is remembered of rows; after a rollback."""
         self.cache.clear()
+        self.placed.clear()
         self.attrs.clear()
         self.larges.clear()
         self.largest.forget()
@@ -219,7 +232,14 @@ class Ingest:
             path = path.rpartition(b"/")[0]
         found = self.cache.get(path) or self._find_top()
         while below and found is not None:
-            found = self._find_below(found, below.pop())
+            path = below.pop()
+            id_ = self.placed.pop(path, None)
+            if id_ is None:
+                found = self._find_below(found, path)
+            else:
+                found = self.cache[path] = Dir(
+                    id_, path, found, DirState.LISTED, self.scan_id, listed=True, below_known=True
+                )
         return found
 
     def _find_top(self) -> Dir | None:
@@ -248,6 +268,7 @@ class Ingest:
         if known is None:
             _, id_, state, scan_id, digest, dev, own_blocks, own_entries = row
             listed = digest is not None or own_entries > 0
+            self.placed.pop(path, None)
             known = self.cache[path] = Dir(id_, path, above, state, scan_id, digest, dev, own_blocks, listed)
         return known
 
