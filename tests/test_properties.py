@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -27,7 +27,7 @@ from smartscan import shard
 from smartscan.catalogue import ledger
 from smartscan.catalogue import open as opening
 from smartscan.catalogue.bulk import Bulk, open_bulk
-from smartscan.catalogue.ingest import Ingest
+from smartscan.catalogue.ingest import Ingest, writer
 from smartscan.catalogue.tree import mount_usage
 from smartscan.errors import EXIT_MOUNT_DEAD
 from smartscan.model import Limits, Root, Rules, ScanState
@@ -53,6 +53,16 @@ limits = st.builds(
     threads=st.sampled_from((1, 2, 4)),
 )
 seeds = st.integers(0, 2**32)
+memories = st.sampled_from((1, 3, 8, writer.CACHE_DIRS))
+
+
+@contextmanager
+def remembering(dirs: int) -> Iterator[None]:
+    """Let the ingest remember so many directories between two shards, and look up no more at once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(writer, "CACHE_DIRS", dirs)
+        patch.setattr(writer, "SIBLINGS", min(dirs, writer.SIBLINGS))
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -111,12 +121,15 @@ def home(tmp_path: Path) -> Iterator[Callable[[Tree], Home]]:
 
 
 @quick(max_examples=EXAMPLES)
-@given(tree=random_trees(), wanted=limits, again=limits, seed=seeds)
-def test_any_tree_is_catalogued_entry_by_entry_and_once_more_by_its_sizes(home, tree, wanted, again, seed):
+@given(tree=random_trees(), wanted=limits, again=limits, seed=seeds, remembered=memories)
+def test_any_tree_is_catalogued_entry_by_entry_and_once_more_by_its_sizes(
+    home, tree, wanted, again, seed, remembered
+):
     here = home(tree)
     chance = Random(seed)
-    here.check(here.scan(wanted, Inline(fates=random_fates(chance, death=0))))
-    second = here.scan(again, Inline(fates=random_fates(chance, death=0)))
+    with remembering(remembered):
+        here.check(here.scan(wanted, Inline(fates=random_fates(chance, death=0))))
+        second = here.scan(again, Inline(fates=random_fates(chance, death=0)))
     here.check(second)
     assert second.new_changed_gone() == (0, 0, 0)
 
@@ -194,9 +207,10 @@ def test_what_changes_while_it_runs_is_right_the_next_time(home, wanted, seed, c
 
 
 @quick(max_examples=EXAMPLES)
-@given(tree=random_trees(max_leaves=20), wanted=limits, seed=seeds, changes=st.none() | st.integers(0, 10))
-@example(tree={}, wanted=Limits(chunk_entries=1), seed=0, changes=8)
-def test_shards_may_come_in_any_order_and_twice(home, tree, wanted, seed, changes):
+@given(tree=random_trees(max_leaves=20), wanted=limits, seed=seeds, changes=st.none() | st.integers(0, 10),
+       remembered=memories)  # fmt: skip
+@example(tree={}, wanted=Limits(chunk_entries=1), seed=0, changes=8, remembered=writer.CACHE_DIRS)
+def test_shards_may_come_in_any_order_and_twice(home, tree, wanted, seed, changes, remembered):
     here = home({"random": tree, **LINKED})
     chance = Random(seed)
     if changes is not None:
@@ -208,7 +222,8 @@ def test_shards_may_come_in_any_order_and_twice(home, tree, wanted, seed, change
     found = []
     for catalogue, order in (("one", shards), ("other", mixed + shards[:1])):
         request = here.request(wanted, catalogue=catalogue)
-        _ingest(request, order)
+        with remembering(writer.CACHE_DIRS if catalogue == "one" else remembered):
+            _ingest(request, order)
         found.append(holdings(request.db, "Media"))
         check_consistent(found[-1])
         check_same_tree(found[-1], find_listing(here.share))

@@ -122,9 +122,8 @@ class Ingest:
         old = list(islice(self.placed, len(self.placed) // 2))
         for path in old:
             del self.placed[path]
+        # One above them that was placed too is older, and went as well.
         for path in {path.rpartition(b"/")[0] for path in old}:
-            while self.placed.pop(path, None) is not None:
-                path = path.rpartition(b"/")[0]  # of which not all below is remembered any more
             if above := self.cache.get(path):
                 above.below_known = None
         every = list(self.cache.values())
