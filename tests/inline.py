@@ -12,7 +12,6 @@ import mmap
 import os
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -201,8 +200,7 @@ def scan(request: Request, engine: Inline) -> Report:
     """Run a scan as the program does, on this engine."""
     with MountLock(request.db, request.name) as lock:
         bulk = open_bulk(functools.partial(opening.open_catalogue, request.db, create=True))
-        made = _Scan(request, engine, bulk, lock, only_failed=False)
-        with closing(bulk.conn):
-            report = made.run()
-        made.tidy()
-        return report
+        try:
+            return _Scan(request, engine, bulk, lock, only_failed=False).run()
+        finally:
+            bulk.conn.close()

@@ -138,31 +138,42 @@ def test_a_stop_before_anything_began_and_one_after_all_is_done(share, db):
     check_same_tree(held, find_listing(share))
 
 
-# Presses Ctrl-C in a callback while a room of the program is imported.
-LOSES_CTRL_C = """
-import signal, sys, weakref
+# Presses Ctrl-C when the program does something: an audit event, and how its first argument ends.
+PRESSES_CTRL_C = """
+import os, signal, sys, weakref
 from smartscan.cli import main
 
 class Module: pass
 
-def lose(event, about):
-    if event == "import" and about[0] == "smartscan.run.course":
-        weakref.finalize(Module(), signal.raise_signal, signal.SIGINT)
+def press(event, about):
+    if event == wanted and os.fspath(about[0]).endswith(end):
+        weakref.finalize(Module(), signal.raise_signal, signal.SIGINT)  # in a callback, as an import has
 
-sys.addaudithook(lose)
+wanted, end = sys.argv.pop(1), sys.argv.pop(1)
+sys.addaudithook(press)
 main()
 """
 
 
+def scan_with_a_ctrl_c(share, db, *when):
+    words = [sys.executable, "-c", PRESSES_CTRL_C, *when, *scan_words(share, db)]
+    return subprocess.run(words, capture_output=True, text=True, timeout=60)
+
+
 def test_a_ctrl_c_that_python_loses_stops_the_scan(share, db):
-    words = scan_words(share, db)
-    done = subprocess.run(
-        [sys.executable, "-c", LOSES_CTRL_C, *words], capture_output=True, text=True, timeout=60
-    )
+    done = scan_with_a_ctrl_c(share, db, "import", "smartscan.run.course")
     assert done.returncode == 130, done.stderr
     assert "Traceback" not in done.stderr
     assert "Once more to stop at once" in done.stderr
     assert workers_of(db) == []
+
+
+def test_a_ctrl_c_when_all_is_done_changes_nothing(share, db):
+    done = scan_with_a_ctrl_c(share, db, "os.rmdir", "/work")
+    assert done.returncode == 0, done.stderr
+    assert "Once more to stop at once" in done.stderr, "it was not pressed"
+    assert "complete" in done.stdout
+    assert is_complete(db) and not (db.parent / "work").exists()
 
 
 @pytest.mark.parametrize("part", range(4))

@@ -1890,7 +1890,7 @@ static long long part_of(PyObject *record, Py_ssize_t k)
     return o ? PyLong_AsLongLong(o) : -1;
 }
 
-/* The id of a directory of which all that is below and has a row is known; borrowed from `placed`, or new. */
+/* Whether of a directory all is known that is below it and has a row; then `id` is a reference to its id. */
 static int id_of(PyObject *cache, PyObject *placed, PyObject *path, PyObject **id)
 {
     *id = PyDict_GetItemWithError(placed, path);

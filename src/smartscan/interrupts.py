@@ -15,6 +15,7 @@ from typing import Any
 
 asked = 0
 """How often Ctrl-C was pressed since `remember`."""
+_say_of_others = sys.unraisablehook
 
 
 def remember() -> None:
@@ -35,4 +36,4 @@ def _count(number: int, frame: Any) -> None:
 
 def _unraisable(lost: Any) -> None:
     if not issubclass(lost.exc_type, KeyboardInterrupt):
-        sys.__unraisablehook__(lost)
+        _say_of_others(lost)

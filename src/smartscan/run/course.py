@@ -95,11 +95,8 @@ def run(
         directory.give_to_owner(request.db)
         for folder in (request.work.parent, request.work):
             directory.check_writable(folder)  # else every start would fail, and be tried again for ever
-        scan = _Scan(request, engine, bulk, lock, only_failed=only_failed)
         with closing(bulk.conn):
-            report = scan.run()
-        scan.tidy()
-        return report
+            return _Scan(request, engine, bulk, lock, only_failed=only_failed).run()
 
 
 def measured(
@@ -365,11 +362,11 @@ class _Scan:
                 else:  # found emptied, it does not go on: it may have taken directories for vanished
                     state = ScanState.INCOMPLETE if c.error else ScanState.CANCELLED
                     ledger.end(self.conn, self.scan_id, state, None, mount_dead=True, at=now)
-            self.tidy()
+            self._tidy()
             raise error
         state, dead = c.writer.patiently(lambda: self._settle(ending, now))
+        self._tidy()
         if c.lost and state is ScanState.CANCELLED:
-            self.tidy()
             raise c.lost
         status = {ScanState.COMPLETE: EXIT_OK, ScanState.CANCELLED: EXIT_INTERRUPTED}.get(
             state, EXIT_INCOMPLETE
@@ -475,8 +472,9 @@ class _Scan:
             "abandoned": self.controller.abandoned,
         }
 
-    def tidy(self) -> None:
-        """Leave no folder behind, except what an abandoned worker may still hold; after the account."""
+    def _tidy(self) -> None:
+        """Close the catalogue, and leave no folder behind, except what an abandoned worker may still hold."""
+        self.conn.close()  # its log goes into it while folders are removed
         self.controller.workers.sweep()
         if not self.controller.abandoned:
             with suppress(OSError):
