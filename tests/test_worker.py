@@ -250,7 +250,8 @@ def test_digests_may_come_late_or_never(tmp_path, wide_share, environment):
         if number == "first":
             made = records[number].values()
             pairs = b"".join(struct.pack("<Qq", codec.xxh64(r.path), r.dir_digest) for r in made)
-    digests = [{path: r.dir_digest for path, r in seen.items()} for seen in records.values()]
+    # A signal in the middle of a large listing makes other blocks of it, and so another digest.
+    digests = [{p: r.dir_digest for p, r in seen.items() if not r.flags & BIG} for seen in records.values()]
     assert digests[0] == digests[1] == digests[2]
     assert not any(r.flags & UNCHANGED for r in records["never"].values())
     if environment["SMART_SCAN_NATIVE"] == "0":  # the other may be done before it looks again
