@@ -60,6 +60,9 @@ class DirState(StrEnum):
     VANISHED = "vanished"
 
 
+UNREAD = (DirState.DENIED, DirState.TIMED_OUT, DirState.IO_ERROR)  # what is in them is missing
+
+
 class Op(IntEnum):
     """The system call a walker thread is in, or that failed; numbers are part of the shard format."""
 

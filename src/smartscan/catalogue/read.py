@@ -21,13 +21,13 @@ from smartscan.catalogue.open import APPLICATION_ID, sqlite_errors
 from smartscan.catalogue.rows import Directory, LargeFile, Mount, Problem, Tally, Totals
 from smartscan.catalogue.tree import path_of
 from smartscan.errors import CatalogueError, UsageError
-from smartscan.model import DirState, join
+from smartscan.model import UNREAD, DirState, join
 from smartscan.numbers import unsigned
 
 WAIT_S = 5.0  # for a writer's lock where the journal is no WAL; a commit takes far less
 
 # Directories in these states hide something; the others were listed or left out on purpose.
-MISSING = (DirState.DENIED, DirState.TIMED_OUT, DirState.IO_ERROR, DirState.FOUND)
+MISSING = (*UNREAD, DirState.FOUND)
 # With `<> 'listed'`, as a partial index has it, though the rest implies it: SQLite cannot conclude that.
 _MISSING_SQL = "state <> 'listed' AND state IN ({})".format(", ".join(f"'{state}'" for state in MISSING))
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable
+from typing import NamedTuple
 
-from smartscan.model import DirState, Root, Scope, Usage, join
+from smartscan.model import UNREAD, DirState, Root, Scope, Usage, join
 
 _USAGE = (
     "SELECT d.id, CAST(d.name AS BLOB), d.bytes, d.disk_bytes, d.entries, d.own_entries, d.disk_bytes "
@@ -101,20 +102,33 @@ def has_stat(conn: sqlite3.Connection, mount_id: int, path: bytes) -> bool:
     return row is None or row[0] is not None
 
 
-def account(conn: sqlite3.Connection, mount_id: int, scan_id: int) -> tuple[dict[str, int], int]:
-    """Count the directories of a scan by state, and all that it found.
+class Account(NamedTuple):
+    """The directories of a mount, counted after a scan."""
 
-    Cost: one pass over the directories.
-    """
-    states: dict[str, int] = {}
-    found = 1
-    for state, count, below in conn.execute(
-        "SELECT state, count(*), sum(own_dirs) FROM dir WHERE mount_id = ? AND scan_id = ? GROUP BY state",
+    states: dict[str, int]  # those that it decided
+    found: int  # those in the listings that it read, and the mount itself
+    stale: int  # those of which something is known from an earlier scan only
+
+
+def account(conn: sqlite3.Connection, mount_id: int, scan_id: int) -> Account:
+    """Count the directories of a mount. Cost: one pass over them."""
+    (rows,) = conn.execute("SELECT count(*) FROM dir WHERE mount_id = ?", (mount_id,)).fetchone()
+    seen, below = conn.execute(
+        "SELECT count(*), ifnull(sum(own_dirs), 0) FROM dir WHERE mount_id = ? AND scan_id = ?",
+        (mount_id, scan_id),
+    ).fetchone()
+    states, stale = {DirState.LISTED.value: seen}, rows - seen
+    # The few that were not listed have an index of their own, which wants to be asked in its own words.
+    for state, count, known in conn.execute(
+        "SELECT state, count(*), sum(own_entries > 0) FROM dir "
+        "WHERE mount_id = ? AND scan_id = ? AND state <> 'listed' GROUP BY state",
         (mount_id, scan_id),
     ):
         states[state] = count
-        found += below
-    return states, found
+        states[DirState.LISTED] -= count
+        if state in UNREAD:
+            stale += known
+    return Account({state: count for state, count in states.items() if count}, 1 + below, stale)
 
 
 def undecided(conn: sqlite3.Connection, mount_id: int, scan_id: int) -> int:
@@ -134,10 +148,9 @@ def undecided(conn: sqlite3.Connection, mount_id: int, scan_id: int) -> int:
 
 def reopen_failed(conn: sqlite3.Connection, mount_id: int, scan_id: int) -> list[bytes]:
     """Make the directories that a scan could not read undecided again, and give their paths."""
-    failed = (DirState.DENIED, DirState.TIMED_OUT, DirState.IO_ERROR)
     rows = conn.execute(
-        "SELECT id FROM dir WHERE mount_id = ? AND scan_id = ? AND state IN (?, ?, ?)",
-        (mount_id, scan_id, *failed),
+        "SELECT id FROM dir WHERE mount_id = ? AND scan_id = ? AND state <> 'listed' AND state IN (?, ?, ?)",
+        (mount_id, scan_id, *UNREAD),
     ).fetchall()
     conn.executemany("UPDATE dir SET state = 'found', reason = NULL, scan_id = NULL WHERE id = ?", rows)
     return sorted(path_of(conn, dir_id) for (dir_id,) in rows)

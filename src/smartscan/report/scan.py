@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from smartscan import units
 from smartscan.catalogue import read, runs
 from smartscan.catalogue.rows import ChunkCount, Directory, Scan, Totals
-from smartscan.model import ChunkState, DirState, ScanState
+from smartscan.model import UNREAD, ChunkState, DirState, ScanState
 from smartscan.report import words
 from smartscan.report.page import BAD, GOOD, Facts, Line, Page, Table
 
@@ -28,7 +28,6 @@ ACCOUNT = (
     DirState.OTHER_MOUNT,
     DirState.VANISHED,
 )
-UNREAD = (DirState.DENIED, DirState.TIMED_OUT, DirState.IO_ERROR)
 
 
 class Summary(NamedTuple):

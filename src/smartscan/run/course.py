@@ -38,7 +38,7 @@ from smartscan.errors import (
     MountError,
     UsageError,
 )
-from smartscan.model import Chunk, ChunkState, DirState, Op, Root, ScanState, Scope
+from smartscan.model import UNREAD, Chunk, ChunkState, DirState, Op, Root, ScanState, Scope
 from smartscan.numbers import unsigned
 from smartscan.plan import PlannedChunk, pack, plan
 from smartscan.run.controller import Controller
@@ -384,9 +384,9 @@ class _Scan:
                     self._not_tried(path, retry_at, now)
                 for path in problems.silent_directories(self.conn, self.mount_id, self.scan_id):
                     self._silent(path, DirState.TIMED_OUT.value, now, Op.STAT)
-                states, found = self._account()
+                account = self._account()
                 problems.clear(self.conn, self.mount_id, self.scan_id, now)
-                certificate = self._certificate(states, found)
+                certificate = self._certificate(account)
                 refill_largest(self.conn, self.mount_id)
                 state = ScanState.COMPLETE if certificate["complete"] else ScanState.INCOMPLETE
             dead = ending is sup.Ending.MOUNT_DEAD or b"" in c.stuck
@@ -408,21 +408,22 @@ class _Scan:
     def _silent(self, path: bytes, reason: str, now: float, op: Op) -> None:
         self.controller.ingest.decide(path, DirState.TIMED_OUT, reason, now, err=errno.ETIMEDOUT, op=op)
 
-    def _account(self) -> tuple[dict[str, int], int]:
+    def _account(self) -> tree.Account:
         """Count the directories by state and all that were found, once what went meanwhile is removed."""
         conn, mount_id, scan_id = self.conn, self.mount_id, self.scan_id
-        states, found = tree.account(conn, mount_id, scan_id)
-        if sum(states.values()) != found:
+        account = tree.account(conn, mount_id, scan_id)
+        if sum(account.states.values()) != account.found:
             self.controller.ingest.sweep()
-            states, _ = tree.account(conn, mount_id, scan_id)
-            found = sum(states.values()) + tree.undecided(conn, mount_id, scan_id)
+            account = tree.account(conn, mount_id, scan_id)
+            found = sum(account.states.values()) + tree.undecided(conn, mount_id, scan_id)
             found += not tree.is_decided(conn, mount_id, scan_id, b"")
-        return states, found
+            account = account._replace(found=found)
+        return account
 
-    def _certificate(self, states: dict[str, int], found: int) -> dict[str, Any]:
+    def _certificate(self, account: tree.Account) -> dict[str, Any]:
         """The account: every directory found is in one state, and what that leaves unknown is named."""
         conn, mount_id, scan_id = self.conn, self.mount_id, self.scan_id
-        failed = (DirState.DENIED, DirState.TIMED_OUT, DirState.IO_ERROR)
+        states, found, stale = account
         row = conn.execute(
             "SELECT files, entries, bytes, disk_bytes FROM dir WHERE mount_id = ? AND parent_id IS NULL",
             (mount_id,),
@@ -432,18 +433,12 @@ class _Scan:
         (unread,) = conn.execute(
             "SELECT count(*) FROM problem WHERE mount_id = ? AND cleared_at IS NULL", (mount_id,)
         ).fetchone()
-        (stale,) = conn.execute(
-            "SELECT count(*) FROM dir WHERE mount_id = ? AND scan_id IS NOT ? OR mount_id = ? AND "
-            "state IN (?, ?, ?) "
-            "AND own_entries > 0",
-            (mount_id, scan_id, mount_id, *failed),
-        ).fetchone()
         missing = [
             {"dir": i, "state": s, "reason": r}
             for i, s, r in conn.execute(
-                "SELECT id, state, reason FROM dir WHERE mount_id = ? AND scan_id = ? AND state IN (?, "
-                "?, ?) ORDER BY id LIMIT ?",
-                (mount_id, scan_id, *failed, MISSING_NAMED),
+                "SELECT id, state, reason FROM dir WHERE mount_id = ? AND scan_id = ? AND "
+                "state <> 'listed' AND state IN (?, ?, ?) ORDER BY id LIMIT ?",
+                (mount_id, scan_id, *UNREAD, MISSING_NAMED),
             )
         ]
         for item in missing:
@@ -453,6 +448,7 @@ class _Scan:
                 .decode()
             )
         decided = sum(states.get(s, 0) for s in DirState if s is not DirState.FOUND)
+        unread_dirs = sum(states.get(s, 0) for s in UNREAD)
         fs = self.controller.fs
         return {
             "dirs": {
@@ -465,7 +461,7 @@ class _Scan:
             "disk_bytes": disk,
             "fs": fs,
             "unexplained_bytes": fs["used_bytes"] - disk if fs else None,
-            "complete": decided == found and not any(states.get(s.value) for s in failed) and not unread,
+            "complete": decided == found and not unread_dirs and not unread,
             "problems": unread,
             "missing": missing,
             "stale_dirs": stale,

@@ -19,7 +19,6 @@ STATES = (
     DirState.OTHER_MOUNT,
     DirState.VANISHED,
 )
-FAILED = (DirState.DENIED, DirState.TIMED_OUT, DirState.IO_ERROR)
 LEFT_OUT = (DirState.EXCLUDED, DirState.OTHER_MOUNT)  # on purpose: what was inside goes from the catalogue
 
 

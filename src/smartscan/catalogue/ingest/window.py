@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 from smartscan.catalogue import tree
 from smartscan.catalogue.bulk import UNKNOWN_MODE
 from smartscan.catalogue.ingest.largest import LARGEST
-from smartscan.catalogue.ingest.state import FAILED, LEFT_OUT, STATES, Counts, Dir, Large
+from smartscan.catalogue.ingest.state import LEFT_OUT, STATES, Counts, Dir, Large
 from smartscan.catalogue.ingest.totals import Sum, Totals
 from smartscan.catalogue.problems import note_problem
 from smartscan.codec import codec
 from smartscan.errors import MountError
-from smartscan.model import DirState, Op, WalkError, join
+from smartscan.model import UNREAD, DirState, Op, WalkError, join
 from smartscan.numbers import signed
 from smartscan.shard import BIG, KIND_ERROR, LAST, UNCHANGED, Record, Window
 
@@ -127,7 +127,7 @@ class Intake:
                     raise MountError(
                         f"{i.share} is empty; is the share mounted? Nothing was changed in the catalogue"
                     )
-                if state in FAILED:
+                if state in UNREAD:
                     failed.append(WalkError(r.path, Op(r.op), r.err, r.waited_ns / 1e9))
                 self._decide(r, d, state)
         self._insert()
