@@ -5,6 +5,7 @@ Touches: the catalogue, in the caller's transaction.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 
@@ -13,7 +14,7 @@ from smartscan.catalogue.ingest import Ingest
 from smartscan.model import Chunk, Root, Scope, show
 from smartscan.plan import MAX_ROOTS, pack
 
-ROOTS_A_CHUNK = 64  # leftover roots that are worth a worker of their own; more workers are made by sharing
+ROOTS_A_CHUNK = 64  # leftover roots that are worth a worker of their own
 SIZES_ASKED = 1000  # roots of one chunk whose sizes are looked up: a look-up per component of each path
 
 
@@ -37,7 +38,10 @@ class ChunkMaker:
                 and self._held(r.path, parent_id)
             )
         ]
-        parts = max(-(-len(kept) // MAX_ROOTS), min(self.at_a_time, -(-len(kept) // ROOTS_A_CHUNK)))
+        # More workers than processors cost their starts and, where storage is fast, gain nothing. Where it is
+        # slow, sharing makes more of them some seconds later.
+        most = min(self.at_a_time, len(os.sched_getaffinity(0)))
+        parts = max(-(-len(kept) // MAX_ROOTS), min(most, -(-len(kept) // ROOTS_A_CHUNK)))
         return [self.make(some, "leftover", parent_id) for some in pack(kept, parts=parts)] if kept else []
 
     def of_given(self, roots: Sequence[Root], parent_id: int) -> list[Chunk]:
