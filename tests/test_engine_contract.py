@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from containers import WORKER_IMAGE, engine_url, podman_url, until
-from smartscan.engine import Engine, Job, Status, choose, local
+from smartscan.engine import Engine, Job, Status, cgroups, choose, local
 from smartscan.errors import EngineError, MountError, UsageError
 from smartscan.model import Limits, Resources, Root
 from smartscan.worker.orders import Orders
@@ -372,6 +372,13 @@ def test_one_made_ready_that_was_killed_is_replaced_and_one_not_needed_ends(tmp_
     until(readies, bool)
     other.close()
     until(readies, lambda left: not left)
+    assert not groups_of(os.getpid())
+
+
+def groups_of(pid: int) -> list[Path]:
+    """Find the control groups that a process has made for its workers."""
+    parent = cgroups.parent()
+    return [g for folder in set(parent.dirs.values()) for g in folder.glob(f"*-{pid}.*")] if parent else []
 
 
 @pytest.mark.parametrize("groups", [True, False])

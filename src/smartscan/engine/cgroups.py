@@ -22,11 +22,14 @@ PREFIX = "smart-scan-"
 class Group(NamedTuple):
     """The control groups of one worker: one directory in version 2, one per controller in version 1."""
 
-    dirs: tuple[Path, ...]
-    memory: Path | None
+    folders: dict[str, Path]  # by controller
+
+    @property
+    def dirs(self) -> tuple[Path, ...]:
+        return tuple(dict.fromkeys(self.folders.values()))
 
     def add(self, pid: int) -> None:
-        """Move a process in; what it starts from now on is in too."""
+        """Move a process in; what it starts from now on is in too. Cost: the kernel takes up to 20 ms."""
         for folder in self.dirs:
             (folder / "cgroup.procs").write_text(str(pid))
 
@@ -39,11 +42,12 @@ class Group(NamedTuple):
 
     def out_of_memory(self) -> bool:
         """Tell whether the kernel killed something in the group for its memory limit."""
-        if self.memory is None:
+        memory = self.folders.get("memory")
+        if memory is None:
             return False
         for name in ("memory.events", "memory.oom_control"):  # version 2, version 1
             with contextlib.suppress(OSError):
-                words = (self.memory / name).read_text().split()
+                words = (memory / name).read_text().split()
                 return int(dict(zip(words[::2], words[1::2], strict=False)).get("oom_kill", 0)) > 0
         return False
 
@@ -65,21 +69,24 @@ class Parent(NamedTuple):
     version: int
     dirs: dict[str, Path]
 
-    def make(self, name: str, want: Resources, pids: int) -> Group:
-        """Make a group with its limits; OSError where the kernel refuses."""
+    def make(self, name: str) -> Group:
+        """Make a group, without limits; OSError where the kernel refuses."""
         folders = {controller: folder / f"{PREFIX}{name}" for controller, folder in self.dirs.items()}
-        group = Group(tuple(dict.fromkeys(folders.values())), folders.get("memory"))
+        group = Group(folders)
         try:
             for folder in group.dirs:
                 folder.mkdir(exist_ok=True)
-            for controller, folder in folders.items():
-                for file, value in self._limits(controller, want, pids):
-                    with contextlib.suppress(FileNotFoundError):  # a kernel without swap accounting, say
-                        (folder / file).write_text(value)
         except OSError:
             group.remove()
             raise
         return group
+
+    def limit(self, group: Group, want: Resources, pids: int) -> None:
+        """Give a group its limits; OSError where the kernel refuses."""
+        for controller, folder in group.folders.items():
+            for file, value in self._limits(controller, want, pids):
+                with contextlib.suppress(FileNotFoundError):  # a kernel without swap accounting, say
+                    (folder / file).write_text(value)
 
     def _limits(self, controller: str, want: Resources, pids: int) -> list[tuple[str, str]]:
         if controller == "pids":

@@ -55,6 +55,18 @@ _LEASH = (sys.executable, "-m", leash.__name__)
 _numbers = itertools.count()
 
 
+class _Waiting(NamedTuple):
+    """A process that waits for its stdin before it is a worker."""
+
+    process: subprocess.Popen[bytes]
+    group: cgroups.Group | None
+
+    def drop(self) -> None:
+        self.process.kill()
+        self.process.communicate()  # which reaps it, and closes its pipe
+        _remove(self.group)
+
+
 class _Worker(NamedTuple):
     job: Job
     process: subprocess.Popen[bytes]
@@ -75,7 +87,7 @@ class Local:
     ) -> None:
         self._namespace = namespace
         self._command = tuple(command or (*_LEASH, WORKER_MODULE))
-        self._ready: subprocess.Popen[bytes] | None = None  # has loaded the worker's program, and waits
+        self._ready: _Waiting | None = None  # has loaded the worker's program, and waits
         self._readies = command is None
         self._owner = owner.mark()
         self._parent = cgroups.parent() if groups else None
@@ -99,13 +111,14 @@ class Local:
         return fit(want, cpus, memory_bytes, at_a_time)
 
     def describe(self) -> list[str]:
-        if self._parent is None:
+        parent = self._parent  # the thread that starts workers may find that none can be made
+        if parent is None:
             return [
                 "A worker is limited by RLIMIT_DATA (each process), CPU affinity and nice; "
                 "this user may not make control groups."
             ]
-        held = ", ".join(self._parent.dirs)
-        return [f"A worker is limited by control groups v{self._parent.version}: {held}."]
+        held = ", ".join(parent.dirs)
+        return [f"A worker is limited by control groups v{parent.version}: {held}."]
 
     def start(self, job: Job) -> str:
         done: Future[str] = Future()
@@ -159,11 +172,8 @@ class Local:
         if _exit_code(worker.process.pid) is None or not self.kill(worker_id, grace_s=REMOVE_S):
             return False
         worker.process.wait()
-        until = time.monotonic() + REMOVE_S
-        while worker.group and not worker.group.remove():
-            if time.monotonic() >= until:
-                return False
-            time.sleep(0.002)
+        if not _remove(worker.group):
+            return False
         self._workers.pop(worker_id, None)
         return True
 
@@ -179,8 +189,8 @@ class Local:
                 found[worker.process.pid] = Found(
                     worker_id, job.scan_id, job.chunk_id, job.attempt, job.folder, "exited", owner_alive=True
                 )
-        if self._parent:
-            self._parent.sweep()
+        if parent := self._parent:
+            parent.sweep()
         return list(found.values())
 
     def close(self) -> None:
@@ -194,64 +204,59 @@ class Local:
         while order := self._orders.get():
             order()
         if self._ready:
-            self._ready.kill()
-            self._ready.communicate()  # which reaps it, and closes its pipe
+            self._ready.drop()
 
     def _get_ready(self) -> None:
         with contextlib.suppress(OSError):  # then the first start says why
             self._ready = self._launch(
                 (*_LEASH, leash.READY, WORKER_MODULE),
                 leash.room(MARK, MARK_FOLDER),
-                subprocess.PIPE,
                 subprocess.DEVNULL,
             )
 
-    def _hand_over(self, job: Job, group: cgroups.Group | None) -> subprocess.Popen[bytes] | None:
+    def _hand_over(self, job: Job) -> _Waiting | None:
         """Let the process that waits be the worker; None where there is none, or it has ended."""
-        process, self._ready = self._ready, None
-        if process is None:
+        ready, self._ready = self._ready, None
+        if ready is None:
             return None
         try:
             log = os.fspath(job.folder / LOG_NAME)
-            self._let_go(process, group, job, leash.order([os.fspath(job.folder)], self._marks(job), log))
+            self._let_go(ready, job, leash.order([os.fspath(job.folder)], self._marks(job), log))
         except (OSError, ValueError):
-            process.kill()
-            process.communicate()
+            ready.drop()
             return None
-        return process
+        return ready
 
-    def _begin(self, job: Job, group: cgroups.Group | None, log_fd: int) -> subprocess.Popen[bytes]:
+    def _begin(self, job: Job, log_fd: int) -> _Waiting:
         """Start a process of its own for the worker."""
-        command = (*self._command, os.fspath(job.folder))
-        process = self._launch(command, self._marks(job), subprocess.PIPE, log_fd)
+        ready = self._launch((*self._command, os.fspath(job.folder)), self._marks(job), log_fd)
         try:
-            self._let_go(process, group, job, b"")
+            self._let_go(ready, job, b"")
         except OSError:
-            process.kill()  # nobody knows of it
-            process.communicate()
+            ready.drop()  # nobody knows of it
             raise
-        return process
+        return ready
 
-    def _let_go(
-        self, process: subprocess.Popen[bytes], group: cgroups.Group | None, job: Job, order: bytes
-    ) -> None:
+    def _let_go(self, ready: _Waiting, job: Job, order: bytes) -> None:
         """Limit a process that waits for its stdin, and only then let it go on: what it had started before
         would be without limits.
         """
-        assert process.stdin
-        _restrain(process.pid, group, job)
-        with process.stdin as stdin:
+        assert ready.process.stdin
+        grouped = False
+        if ready.group and self._parent:
+            try:
+                self._parent.limit(ready.group, job.resources, PIDS_LIMIT)
+                grouped = True
+            except OSError:
+                self._parent = None  # seen once, the kernel will refuse again; `describe` tells from now on
+        _restrain(ready.process.pid, job, grouped=grouped)
+        with ready.process.stdin as stdin:
             stdin.write(order)
 
     def _spawn(self, job: Job) -> str:
         log_fd = os.open(job.folder / LOG_NAME, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        group = self._group(job.resources)
         try:
-            process = self._hand_over(job, group) or self._begin(job, group, log_fd)
-        except OSError:
-            if group:
-                group.remove()
-            raise
+            process, group = self._hand_over(job) or self._begin(job, log_fd)
         finally:
             os.close(log_fd)
         seen = processes.read(process.pid)
@@ -259,21 +264,21 @@ class Local:
         self._workers[seen.id] = _Worker(job, process, group)
         return seen.id
 
-    def _launch(
-        self, command: Sequence[str], marks: dict[str, str], stdin: int, out: int
-    ) -> subprocess.Popen[bytes]:
+    def _launch(self, command: Sequence[str], marks: dict[str, str], out: int) -> _Waiting:
+        """Start a process that waits for its stdin, in a group of its own, which has no limits yet."""
         path = os.pathsep.join((PACKAGES, *filter(None, [os.environ.get("PYTHONPATH")])))
         kept = {name: os.environ[name] for name in KEPT if name in os.environ}
         mine = {"PYTHONPATH": path, leash.STARTER: str(os.getpid()), MARK_OWNER: self._owner}
-        return subprocess.Popen(
+        process = subprocess.Popen(
             command,
-            stdin=stdin,
+            stdin=subprocess.PIPE,
             stdout=out,
             stderr=out,
             cwd="/",
             env={**kept, **mine, **marks},
             start_new_session=True,
         )
+        return _Waiting(process, self._group(process.pid))
 
     def _marks(self, job: Job) -> dict[str, str]:
         return {
@@ -281,12 +286,20 @@ class Local:
             MARK_FOLDER: os.fspath(job.folder),
         }
 
-    def _group(self, want: Resources) -> cgroups.Group | None:
-        if self._parent:
-            with contextlib.suppress(OSError):
-                return self._parent.make(f"{os.getpid()}.{next(_numbers)}", want, PIDS_LIMIT)
+    def _group(self, pid: int) -> cgroups.Group | None:
+        """Move a process into a control group of its own; None where the kernel refuses."""
+        if self._parent is None:
+            return None
+        group = None
+        try:
+            group = self._parent.make(f"{os.getpid()}.{next(_numbers)}")
+            with contextlib.suppress(ProcessLookupError):  # it has ended already: it needs no limit
+                group.add(pid)
+        except OSError:
             self._parent = None  # seen once, the kernel will refuse again; `describe` tells from now on
-        return None
+            _remove(group)
+            return None
+        return group
 
     def _members(self, worker_id: str) -> Callable[[], list[processes.Process]]:
         """Make the function that lists what lives of a worker: its session, and all in its group."""
@@ -307,7 +320,17 @@ class Local:
         return members
 
 
-def _restrain(pid: int, group: cgroups.Group | None, job: Job) -> None:
+def _remove(group: cgroups.Group | None) -> bool:
+    """Remove a group when the kernel has noticed that its last process was reaped."""
+    until = time.monotonic() + REMOVE_S
+    while group and not group.remove():
+        if time.monotonic() >= until:
+            return False
+        time.sleep(0.002)
+    return True
+
+
+def _restrain(pid: int, job: Job, *, grouped: bool) -> None:
     """Limit a process that has just begun; one that has already ended needs no limit.
 
     Where this user is held tighter already that stays: only root may ask for more.
@@ -316,8 +339,7 @@ def _restrain(pid: int, group: cgroups.Group | None, job: Job) -> None:
         score = Path(f"/proc/{pid}/oom_score_adj")
         if int(score.read_text()) < OOM_SCORE_ADJ:
             score.write_text(str(OOM_SCORE_ADJ))
-        if group:
-            group.add(pid)
+        if grouped:
             return
         _, most = resource.prlimit(pid, resource.RLIMIT_DATA)
         memory_bytes = job.resources.memory_bytes
@@ -352,7 +374,7 @@ def _living(worker_id: str) -> processes.Process | None:
 
 def _recognise(process: processes.Process, namespace: str) -> Found | None:
     """Read our marks off a process."""
-    marks = processes.environment(process)
+    marks = processes.environment(process, MARK)
     spoken_for, *numbers = marks.get(MARK, "").rsplit(":", 3)
     if spoken_for != namespace or len(numbers) != 3 or MARK_FOLDER not in marks:
         return None
