@@ -16,7 +16,6 @@ import contextlib
 import fcntl
 import json
 import os
-import socket
 import time
 from pathlib import Path
 from types import TracebackType
@@ -191,7 +190,7 @@ def _is_elsewhere(holder: Holder, catalogue: Path) -> bool:
 def _lives(holder: Holder, beat_at: float) -> bool:
     if (holder.boot_id, holder.pid_ns) == (_boot_id(), _pid_ns()):
         return _started(holder.pid) == holder.started
-    if _is_of_before(holder, beat_at) and (holder.host == socket.gethostname() or _uptime_s() > SETTLED_S):
+    if _is_of_before(holder, beat_at) and (holder.host == os.uname().nodename or _uptime_s() > SETTLED_S):
         return False  # its machine was cut off: this one, before it was booted
     return abs(time.time() - beat_at) < SILENCE_S
 
@@ -237,7 +236,7 @@ def _myself(catalogue: Path) -> Holder:
         started=_started(pid) or 0,
         pid_ns=_pid_ns(),
         boot_id=_boot_id(),
-        host=socket.gethostname(),
+        host=os.uname().nodename,
         since=time.time(),
         db=str(catalogue),
         dev=_folder(catalogue).stat().st_dev,

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sqlite3
-import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
@@ -227,13 +226,17 @@ def _try_wal(path: Path) -> str | None:
     for old in path.parent.glob(f"{mine}*"):
         pid = old.name.removeprefix(mine).partition("-")[0]
         if pid.isdigit() and not Path("/proc", pid).exists():
-            shutil.rmtree(old, ignore_errors=True)
+            _remove_probe(old)
+    folder = path.parent / f"{mine}{os.getpid()}-{threading.get_ident()}"
     try:
-        folder = tempfile.TemporaryDirectory(prefix=f"{mine}{os.getpid()}-", dir=path.parent)
+        folder.mkdir(mode=0o700)
     except OSError as error:
         raise directory.explained(error, path.parent) from error
-    scratch = Path(folder.name) / "probe.db"
-    with folder, sqlite_errors(path), closing(_connect(scratch)) as writer:
+    scratch = folder / "probe.db"
+    with ExitStack() as at_end, sqlite_errors(path):
+        at_end.callback(_remove_probe, folder)
+        writer = at_end.enter_context(closing(_connect(scratch)))
+        writer.execute("PRAGMA synchronous = OFF")  # nobody needs it after a power cut
         writer.execute("CREATE TABLE t (n INTEGER)")  # what fails here has nothing to do with the log
         try:
             (mode,) = writer.execute("PRAGMA journal_mode = WAL").fetchone()
@@ -250,6 +253,13 @@ def _try_wal(path: Path) -> str | None:
                 raise
             return str(error)
     return None
+
+
+def _remove_probe(folder: Path) -> None:
+    with suppress(OSError):
+        for file in folder.iterdir():
+            file.unlink()
+        folder.rmdir()
 
 
 def _file(conn: sqlite3.Connection) -> Path:

@@ -6,7 +6,6 @@ Touches: stderr.
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import time
 from collections import deque
@@ -57,6 +56,8 @@ class ProgressLine:
         (then, before), (_, entries) = self.looks[0], self.looks[-1]
         rate = units.per_second(entries - before, now - then)
         if self.tty:
+            import shutil
+
             columns = shutil.get_terminal_size().columns - 1  # one more, and some terminals scroll
             text = line(seen, now - self.began, rate, columns=columns)
             print(f"\r{text}\x1b[K", end="", file=sys.stderr, flush=True)

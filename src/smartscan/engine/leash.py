@@ -7,7 +7,6 @@ Touches: this process. A child ties itself, in its own interpreter, because the 
 between fork and exec, and to fork a controller takes 35 ms for each gigabyte it holds.
 """
 
-import ctypes
 import importlib
 import itertools
 import json
@@ -29,6 +28,8 @@ def tie(starter: int) -> None:
 
     A child forked from here is not tied: it ties itself. Ends at once if the starter already has.
     """
+    import ctypes  # here, because the starter asks this module for words only
+
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != starter:
         os._exit(128 + signal.SIGKILL)
@@ -70,6 +71,8 @@ def _wait(module: str) -> list[str]:
 
 def _become(name: bytes, value: bytes) -> None:
     """Write into the environment that /proc shows of this process: it is the memory that exec gave it."""
+    import ctypes
+
     getenv = ctypes.CDLL(None).getenv
     getenv.restype = ctypes.c_void_p
     ctypes.memmove(getenv(name), value + b"\0", len(value) + 1)

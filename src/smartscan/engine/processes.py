@@ -34,10 +34,10 @@ def parse_id(text: str) -> tuple[int, int]:
 def read(pid: int) -> Process | None:
     """Read one process; None when there is none."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()  # the name before it may hold anything
+        text = _read(f"/proc/{pid}/stat")
     except (FileNotFoundError, ProcessLookupError):
         return None
+    fields = text.rpartition(b")")[2].split()  # the name before it may hold anything
     return Process(pid, fields[0].decode(), int(fields[3]), int(fields[19]))
 
 
@@ -62,8 +62,9 @@ def lives(process: Process) -> bool:
     return threads != [str(process.pid)] and threads != []
 
 
-def environment(process: Process) -> dict[str, str]:
-    """Read a process's first environment; empty for another user's, a kernel thread's, a zombie's.
+def environment(process: Process, having: str = "") -> dict[str, str]:
+    """Read a process's first environment; empty for another user's, a kernel thread's, a zombie's, and for
+    one without the variable `having`.
 
     A zombie with a thread that is stuck has one still, at that thread.
     """
@@ -71,11 +72,18 @@ def environment(process: Process) -> dict[str, str]:
     if not text and process.state in "ZX":
         with contextlib.suppress(OSError):
             text = next(filter(None, map(_environ, sorted(Path(f"/proc/{process.pid}/task").iterdir()))), b"")
+    if os.fsencode(having) not in text:
+        return {}
     return dict(os.fsdecode(pair).partition("=")[::2] for pair in text.split(b"\0") if b"=" in pair)
 
 
 def _environ(folder: str | Path) -> bytes:
     try:
-        return Path(folder, "environ").read_bytes()
+        return _read(f"{folder}/environ")
     except OSError:
         return b""
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb", buffering=0) as file:  # a buffer costs as much as all the rest
+        return file.readall()

@@ -8,7 +8,6 @@ of attempts, `workers` asks the engine, `chunks` makes chunks, `collect` takes i
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -50,6 +49,8 @@ def survey(request: Request, *, told: bool = False) -> tuple[list[PlannedChunk],
     removed at the end. `told`: the user knows already who the workers are.
     Cost: one scan. MountError where the share cannot be read.
     """
+    import tempfile
+
     directory.prepare(request.db, create=True)
     with tempfile.TemporaryDirectory(prefix="survey-", dir=request.db.parent) as folder:
         scratch = replace(request, db=Path(folder) / request.db.name, analyze=False, sizes_only=True)

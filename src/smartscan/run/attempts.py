@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,9 +39,17 @@ class Attempt:
 
 def furnish(folder: Path, orders: Orders) -> None:
     """Make the folder of an attempt anew, with its orders; raises OSError."""
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        remove_folder(folder)
     folder.mkdir(parents=True)
     orders.write(folder)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove the folder of an attempt, as far as that is possible."""
+    import shutil
+
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def give_order(folder: Path, order: str) -> None:

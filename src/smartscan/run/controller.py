@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import shutil
 import time
 from collections.abc import Callable, Iterable
 from errno import EIO, ETIMEDOUT
@@ -23,7 +22,7 @@ from smartscan.engine import Engine, Job, Status
 from smartscan.errors import EngineError, EngineLost, MountError, MountSilent, ShardError
 from smartscan.model import Chunk, ChunkState, DirState, Op, Outcome, Root, WalkError, show
 from smartscan.run import collect
-from smartscan.run.attempts import Attempt, Digests, furnish, give_order
+from smartscan.run.attempts import Attempt, Digests, furnish, give_order, remove_folder
 from smartscan.run.chunks import ChunkMaker
 from smartscan.run.collect import Result, Stuck
 from smartscan.run.patience import Homeless, PatientWriter, Watch
@@ -364,7 +363,7 @@ class Controller:
         self._persist(write)
         if self.attempts.get(chunk_id) is attempt:
             del self.attempts[chunk_id]
-        shutil.rmtree(attempt.folder, ignore_errors=True)
+        remove_folder(attempt.folder)
         self.tell(sup.StartFailed(chunk_id, number, message))
 
     def _started(self, attempt: Attempt, worker_id: str) -> None:

@@ -9,7 +9,6 @@ import errno
 import functools
 import gc
 import os
-import shutil
 import signal
 import sqlite3
 import threading
@@ -41,6 +40,7 @@ from smartscan.errors import (
 from smartscan.model import UNREAD, Chunk, ChunkState, DirState, Op, Root, ScanState, Scope
 from smartscan.numbers import unsigned
 from smartscan.plan import PlannedChunk, pack, plan
+from smartscan.run.attempts import remove_folder
 from smartscan.run.controller import Controller
 from smartscan.run.request import Glance, Request, namespace, rules_of
 
@@ -476,7 +476,7 @@ class _Scan:
             with suppress(OSError):
                 for folder in self.request.work.iterdir():
                     if not any(folder.glob("*.part")):
-                        shutil.rmtree(folder, ignore_errors=True)
+                        remove_folder(folder)
                 self.request.work.rmdir()
                 self.request.work.parent.rmdir()
 

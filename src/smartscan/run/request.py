@@ -5,13 +5,14 @@ Pure.
 
 from __future__ import annotations
 
-import hashlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from smartscan import config
+from smartscan.codec import codec
 from smartscan.errors import UsageError
 from smartscan.model import Limits, Progress, Resources, Rules, b64, show, unb64
 
@@ -105,4 +106,4 @@ def rules_of(options: dict[str, Any]) -> Rules:
 
 def namespace(db: Path) -> str:
     """Tell the workers of one data directory from those of another."""
-    return hashlib.sha256(str(db.parent).encode("utf-8", "surrogateescape")).hexdigest()[:12]
+    return f"{codec.xxh64(os.fsencode(db.parent)):016x}"

@@ -6,14 +6,13 @@ Touches: the engine; removes attempt folders.
 from __future__ import annotations
 
 import queue
-import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from smartscan.engine import Engine, Job, Status
 from smartscan.errors import EngineError, MountError
-from smartscan.run.attempts import Attempt
+from smartscan.run.attempts import Attempt, remove_folder
 
 REMOVE_S = 10.0  # how long an ended worker may take to be gone
 AWAY_S = 600.0  # and how much longer where its engine is away meanwhile
@@ -106,7 +105,7 @@ class Workers:
                         self.engine.kill(worker_id)
                     time.sleep(0.05)
             if left and not keep_folder:
-                self._sweeper.submit(shutil.rmtree, attempt.folder, ignore_errors=True)
+                self._sweeper.submit(remove_folder, attempt.folder)
             if left and attempt.status is None and status.exit_code is not None:
                 told = (status.exit_code, attempt.chunk.id, attempt.number)
                 return lambda: self.exits.append(told)
