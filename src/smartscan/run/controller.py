@@ -127,7 +127,7 @@ class Controller:
             if wake is not None and wake <= time.monotonic():
                 self.tell(sup.Tick())
             if not busy and self.ending is None:
-                time.sleep(LOOK_S)
+                self.workers.hear(LOOK_S)
         return self.ending
 
     def _come_round(self) -> None:

@@ -29,13 +29,16 @@ class Workers:
         self.exits: list[tuple[int, int, int]] = []  # exit status, chunk, attempt; for whoever notes them
         self._answers: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
 
-    def hear(self) -> bool:
-        """Act on the answers that have come; True where there were some."""
+    def hear(self, wait_s: float = 0.0) -> bool:
+        """Act on the answers that have come, else wait for one; True where there were some."""
         heard = False
-        while not self._answers.empty():
-            self._answers.get()()
+        while True:
+            try:
+                answer = self._answers.get(timeout=0.0 if heard else wait_s)
+            except queue.Empty:
+                return heard
+            answer()
             heard = True
-        return heard
 
     def start(
         self, job: Job, *, started: Callable[[str], None], refused: Callable[[EngineError | MountError], None]
