@@ -5,14 +5,13 @@ Pure.
 
 from __future__ import annotations
 
-import os
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from smartscan import config
-from smartscan.codec import codec
 from smartscan.errors import UsageError
 from smartscan.model import Limits, Progress, Resources, Rules, b64, show, unb64
 
@@ -106,4 +105,4 @@ def rules_of(options: dict[str, Any]) -> Rules:
 
 def namespace(db: Path) -> str:
     """Tell the workers of one data directory from those of another."""
-    return f"{codec.xxh64(os.fsencode(db.parent)):016x}"
+    return hashlib.sha256(str(db.parent).encode("utf-8", "surrogateescape")).hexdigest()[:12]
