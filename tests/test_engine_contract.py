@@ -404,6 +404,23 @@ def test_what_reads_has_the_limits_of_its_worker(tmp_path: Path, groups: bool, r
     engine.close()
 
 
+@pytest.mark.parametrize("ready", [True, False])
+def test_where_the_kernel_refuses_a_group_a_worker_has_other_limits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ready: bool
+) -> None:
+    monkeypatch.setattr(cgroups, "parent", lambda: cgroups.Parent(1, {"memory": Path("/proc")}))
+    engine = local.Local("refused")
+    assert "control groups v1" in engine.describe()[0]
+    if ready:
+        engine.prepare()
+        until(readies, bool)
+    Orders(b"/usr", 7, 1, 1, (Root(b""),), Limits(), (), False).write(tmp_path)
+    guard = engine.start(Job(7, "x", 1, 1, b"/usr", tmp_path, SMALL)).partition(":")[0]
+    assert resource.prlimit(int(guard), resource.RLIMIT_DATA)[0] == SMALL.memory_bytes
+    assert "RLIMIT_DATA" in engine.describe()[0]
+    engine.close()
+
+
 def limits_of(pid: str) -> tuple[str, int, int, list[str]]:
     """Give what holds a process: out-of-memory score, niceness, data limit, CPUs and control groups."""
     mine = Path("/proc", pid)

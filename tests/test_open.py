@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from contextlib import closing
 from pathlib import Path
 
@@ -343,6 +344,18 @@ def test_unsafe_file_systems_are_known_from_the_mount_table(path, fs_type, journ
     assert len(found.warnings) == (1 if sentence else 0)
     assert sentence is None or sentence in found.warnings[0]
     assert contents(path.parent) == {}
+
+
+def test_what_a_probe_left_behind_stands_in_no_way(tmp_path):
+    """In a container every controller is process 1, and may have the memory layout of the one before."""
+    space, me = os.stat("/proc/self/ns/pid").st_ino, f"{os.getpid()}-{threading.get_ident()}"
+    mine = tmp_path / f".probe-{space}-{me}"
+    gone = tmp_path / f".probe-{space}-{2**22 + 1}-x"
+    for left in mine, gone:
+        left.mkdir()
+        (left / "probe.db").write_text("torn")
+    assert examine(tmp_path / "smart_catalog.db").journal == "wal"
+    assert list(tmp_path.iterdir()) == [mine]  # its process lives: `cleanup` removes it later
 
 
 @pytest.mark.fuse

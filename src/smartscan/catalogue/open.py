@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
@@ -227,7 +226,7 @@ def _try_wal(path: Path) -> str | None:
         pid = old.name.removeprefix(mine).partition("-")[0]
         if pid.isdigit() and not Path("/proc", pid).exists():
             _remove_probe(old)
-    folder = path.parent / f"{mine}{os.getpid()}-{threading.get_ident()}"
+    folder = path.parent / f"{mine}{os.getpid()}-{os.urandom(8).hex()}"
     try:
         folder.mkdir(mode=0o700)
     except OSError as error:

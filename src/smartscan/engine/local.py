@@ -229,28 +229,28 @@ class Local:
 
     def _begin(self, job: Job, log_fd: int) -> _Waiting:
         """Start a process of its own for the worker."""
-        ready = self._launch((*self._command, os.fspath(job.folder)), self._marks(job), log_fd)
+        waiting = self._launch((*self._command, os.fspath(job.folder)), self._marks(job), log_fd)
         try:
-            self._let_go(ready, job, b"")
+            self._let_go(waiting, job, b"")
         except OSError:
-            ready.drop()  # nobody knows of it
+            waiting.drop()  # nobody knows of it
             raise
-        return ready
+        return waiting
 
-    def _let_go(self, ready: _Waiting, job: Job, order: bytes) -> None:
+    def _let_go(self, waiting: _Waiting, job: Job, order: bytes) -> None:
         """Limit a process that waits for its stdin, and only then let it go on: what it had started before
         would be without limits.
         """
-        assert ready.process.stdin
+        assert waiting.process.stdin
         grouped = False
-        if ready.group and self._parent:
+        if waiting.group and self._parent:
             try:
-                self._parent.limit(ready.group, job.resources, PIDS_LIMIT)
+                self._parent.limit(waiting.group, job.resources, PIDS_LIMIT)
                 grouped = True
             except OSError:
                 self._parent = None  # seen once, the kernel will refuse again; `describe` tells from now on
-        _restrain(ready.process.pid, job, grouped=grouped)
-        with ready.process.stdin as stdin:
+        _restrain(waiting.process.pid, job, grouped=grouped)
+        with waiting.process.stdin as stdin:
             stdin.write(order)
 
     def _spawn(self, job: Job) -> str:

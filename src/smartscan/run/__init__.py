@@ -49,7 +49,7 @@ def survey(request: Request, *, told: bool = False) -> tuple[list[PlannedChunk],
     removed at the end. `told`: the user knows already who the workers are.
     Cost: one scan. MountError where the share cannot be read.
     """
-    import tempfile
+    import tempfile  # every start would wait for it, and only a survey needs it
 
     directory.prepare(request.db, create=True)
     with tempfile.TemporaryDirectory(prefix="survey-", dir=request.db.parent) as folder:

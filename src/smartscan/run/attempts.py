@@ -47,7 +47,7 @@ def furnish(folder: Path, orders: Orders) -> None:
 
 def remove_folder(folder: Path) -> None:
     """Remove the folder of an attempt, as far as that is possible."""
-    import shutil
+    import shutil  # with all its compressors: no scan waits for them at its start
 
     shutil.rmtree(folder, ignore_errors=True)
 

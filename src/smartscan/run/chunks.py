@@ -1,6 +1,6 @@
 """Makes chunks: of leftover, of what a running worker gives back, of a chunk that is cut in two.
 
-Touches: the catalogue, in the caller's transaction.
+Touches: the catalogue, in the caller's transaction; asks how many processors there are.
 """
 
 from __future__ import annotations

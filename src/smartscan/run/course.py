@@ -430,7 +430,7 @@ class _Scan:
         ).fetchone()
         files, entries, size, disk = row or (0, 0, 0, 0)
         size, disk = unsigned(size), unsigned(disk)
-        (unread,) = conn.execute(
+        (open_problems,) = conn.execute(
             "SELECT count(*) FROM problem WHERE mount_id = ? AND cleared_at IS NULL", (mount_id,)
         ).fetchone()
         missing = [
@@ -448,7 +448,7 @@ class _Scan:
                 .decode()
             )
         decided = sum(states.get(s, 0) for s in DirState if s is not DirState.FOUND)
-        unread_dirs = sum(states.get(s, 0) for s in UNREAD)
+        unread = sum(states.get(s, 0) for s in UNREAD)
         fs = self.controller.fs
         return {
             "dirs": {
@@ -461,8 +461,8 @@ class _Scan:
             "disk_bytes": disk,
             "fs": fs,
             "unexplained_bytes": fs["used_bytes"] - disk if fs else None,
-            "complete": decided == found and not unread_dirs and not unread,
-            "problems": unread,
+            "complete": decided == found and not unread and not open_problems,
+            "problems": open_problems,
             "missing": missing,
             "stale_dirs": stale,
             "abandoned": self.controller.abandoned,
