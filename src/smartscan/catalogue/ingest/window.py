@@ -8,6 +8,7 @@ from __future__ import annotations
 import array
 import os
 from bisect import bisect_left
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -294,7 +295,13 @@ class Intake:
         at = [r.offset for r, _ in self.plain]
         offsets = array.array("Q", at).tobytes()
         ids = array.array("q", [id_ for _, id_ in self.plain]).tobytes()
-        tally, largest, links = codec.measure(self.window.buffer, offsets, LARGEST)
+        # Which of a file's names counts is found before they have rows; where none has several, both at once.
+        at_once = not i.sizes_only and not any(r.links for r, _ in self.plain)
+        with ThreadPoolExecutor(1) as beside:
+            measured = beside.submit(codec.measure, self.window.buffer, offsets, LARGEST)
+            if at_once:
+                i.bulk.insert("entry", "symlink", self.window.buffer, offsets, ids, attrs)
+        tally, largest, links = measured.result()
         for dimension, key, files, size, blocks in tally:
             self.totals.tally(dimension, key, files, size, blocks)
         doubles: list[tuple[int, bytes]] = []
@@ -308,7 +315,7 @@ class Intake:
             seen.add(key)
         if i.sizes_only:
             self._insert_few(links, attrs)
-        else:
+        elif not at_once:
             i.bulk.insert("entry", "symlink", self.window.buffer, offsets, ids, attrs)
         if doubles:
             i.conn.executemany(
