@@ -2,6 +2,9 @@
 VENV ?= .venv
 PYTHON = $(VENV)/bin/python
 STAMP = $(VENV)/.smart-scanner-dev
+# Tests at a time: half of their time goes into waiting for what hangs. JOBS=0 runs them one after the other.
+JOBS ?= 3
+PYTEST = $(PYTHON) -m pytest -n $(JOBS) --dist worksteal
 
 .PHONY: setup test check native docs reliability soak clean
 
@@ -16,7 +19,7 @@ $(STAMP): pyproject.toml setup.py tools/setup.sh src/smartscan/__init__.py $(wil
 test: setup
 	@trap : INT TERM; \
 	if [ -x tests/docker-up ]; then set -a; eval "$$(tests/docker-up)"; set +a; fi; \
-	$(PYTHON) -m pytest $(ARGS); status=$$?; \
+	$(PYTEST) $(ARGS); status=$$?; \
 	if [ -x tests/docker-down ]; then tests/docker-down >/dev/null; fi; \
 	exit $$status
 
@@ -26,7 +29,7 @@ check: setup
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 	$(PYTHON) tools/docs.py --check
-	$(PYTHON) -m pytest -q -m 'not slow and not docker' --ignore=tests/faults $(ARGS)
+	$(PYTEST) -q -m 'not slow and not docker' --ignore=tests/faults $(ARGS)
 
 # Compile the native walk again.
 native:

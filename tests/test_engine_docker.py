@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import textwrap
 import threading
 import time
@@ -237,7 +238,9 @@ def test_the_engine_stops_and_comes_back(tmp_path: Path, live_restore: bool) -> 
     if not shutil.which("dockerd"):
         pytest.skip("there is no dockerd here to restart")
     with contextlib.ExitStack() as stack:
-        daemon = stack.enter_context(private_engine(tmp_path, live_restore))
+        # The path of a socket has at most 107 bytes.
+        short = stack.enter_context(tempfile.TemporaryDirectory(prefix="engine-"))
+        daemon = stack.enter_context(private_engine(Path(short), live_restore))
         rig = Rig(daemon.url, tmp_path)
         engine = rig.engine(SLEEP)
         worker_id = engine.start(rig.job(1))
