@@ -22,9 +22,10 @@ def main():
     os.environ.setdefault("SMART_SCAN_COMMAND", "python3 " + sys.argv[0])  # for what reports tell to type
     try:
         from smartscan.cli import main as run
+
+        return run()
     except ModuleNotFoundError as error:
         return explain(f"the Python module {error.name!r} is missing")
-    return run()
 
 
 def explain(reason):

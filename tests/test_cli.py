@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import catalogue_fixture as fixture
-from smartscan.cli import main
+from smartscan.cli._frame import main
 
 COMMANDS = main.list_commands(click.Context(main))
 
@@ -45,7 +45,7 @@ def _process(
     script: str, *arguments: str, stdout: int = subprocess.PIPE, tmp: Path | None = None
 ) -> subprocess.Popen[str]:
     """Start Python on a script that has `main` and adds commands of its own."""
-    lines = "import sys, click\nfrom smartscan.cli import main\n" + textwrap.dedent(script)
+    lines = "import sys, click\nfrom smartscan.cli._frame import main\n" + textwrap.dedent(script)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     if tmp:
         environment["TMPDIR"] = str(tmp)

@@ -10,13 +10,14 @@ from pathlib import Path
 import click
 import pytest
 
-from smartscan import cli, config
+from smartscan import config
 from smartscan.catalogue import migrations
+from smartscan.cli import _frame
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("packaging/**/*.md")])
 MODULES = sorted(set((ROOT / "src" / "smartscan").rglob("*.py")) - set(ROOT.rglob("__main__.py")))
-GROUP = cli.main
+GROUP = _frame.main
 TOP = click.Context(GROUP)
 COMMANDS = {name: GROUP.get_command(TOP, name) for name in GROUP.list_commands(TOP)}
 OPTIONS = [s for s in config.SETTINGS if s.flag]

@@ -17,7 +17,7 @@ import catalogue_fixture as fixture
 import gold
 from catalogue_fixture import NOW, File, Tree, add_mount, add_problem, add_scan, add_tree, certificate, empty
 from smartscan.catalogue import read, runs
-from smartscan.cli import say
+from smartscan.cli._frame import say
 from smartscan.errors import CatalogueBusy, CatalogueError, UsageError
 from smartscan.model import DirState, ScanState
 from smartscan.report import kinds, page, problems, scan, stats, story, words

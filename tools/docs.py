@@ -15,8 +15,9 @@ from pathlib import Path
 
 import click
 
-from smartscan import cli, config
+from smartscan import config
 from smartscan.catalogue.open import APPLICATION_ID
+from smartscan.cli import _frame
 
 ROOT = Path(__file__).parent.parent
 SCHEMA = ROOT / "src" / "smartscan" / "catalogue" / "schema.sql"
@@ -126,7 +127,7 @@ def configuration() -> str:
 
 def commands() -> str:
     """Render the help of every command."""
-    group = cli.main
+    group = _frame.main
     top = click.Context(group, info_name="smartscan")
     parts = [
         "# Commands",

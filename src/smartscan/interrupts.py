@@ -1,13 +1,16 @@
-"""A Ctrl-C that Python loses is remembered.
+"""A Ctrl-C that Python loses is remembered, and one that would do harm waits.
 
 Touches: the handler of SIGINT, and what Python says of errors that nobody can catch.
 
-Python raises KeyboardInterrupt wherever it is just then. In a callback, such as the one that every import
-ends with, nobody can catch it: "Exception ignored in", and the program goes on.
+Python raises KeyboardInterrupt wherever it is just then. In a callback nobody can catch it: "Exception
+ignored in", and the program goes on. Every import ends with such a callback, which holds the lock that all
+imports need: lost there, that is never let go, and a thread that imports later waits for ever. So none is
+raised in an import; whoever has imported much calls `check`.
 """
 
 from __future__ import annotations
 
+import _imp
 import signal
 import sys
 import threading
@@ -19,18 +22,34 @@ _say_of_others = sys.unraisablehook
 
 
 def remember() -> None:
-    """Count each Ctrl-C from now on, besides raising KeyboardInterrupt; one that is ignored stays ignored."""
+    """Count each Ctrl-C from now on, besides raising KeyboardInterrupt; one that is ignored stays ignored.
+
+    Not to be called in an import.
+    """
     global asked
     asked = 0
     main = threading.current_thread() is threading.main_thread()  # no other may set a handler
     if main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _count)
         sys.unraisablehook = _unraisable
+        while _imp.lock_held():  # by one that was lost while Python itself was loaded
+            _imp.release_lock()
+
+
+def check() -> None:
+    """Raise KeyboardInterrupt where Ctrl-C was pressed since `remember`."""
+    if asked:
+        raise KeyboardInterrupt
 
 
 def _count(number: int, frame: Any) -> None:
     global asked
     asked += 1
+    at = frame
+    while at is not None:
+        if at.f_code.co_filename.startswith("<frozen importlib"):
+            return
+        at = at.f_back
     signal.default_int_handler(number, frame)
 
 

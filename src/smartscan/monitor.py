@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from smartscan import units
+from smartscan import interrupts, units
 from smartscan.catalogue import read, runs
 from smartscan.catalogue.rows import Attempt, ChunkCount, Problem, Reading, Scan
 from smartscan.errors import CatalogueError
@@ -163,6 +163,7 @@ def watch(path: Path, *, interval_s: float, commands: words.Commands) -> None:
         with Live(auto_refresh=False) as live:
             while True:
                 live.update(pages.rich(_frame(path, meter, commands)), refresh=True)
+                interrupts.check()
                 time.sleep(interval_s)
     except KeyboardInterrupt:
         return  # the usual way to leave it

@@ -13,7 +13,8 @@ import click
 
 from smartscan import config
 from smartscan.cli import _options as options
-from smartscan.cli import _request, say
+from smartscan.cli import _request
+from smartscan.cli._frame import say
 from smartscan.cli._progress import ProgressLine
 from smartscan.errors import EXIT_INCOMPLETE, EXIT_OK, UsageError
 from smartscan.model import show
