@@ -415,6 +415,25 @@ def test_a_migration_that_fails_leaves_the_version_there_was(conn):
     assert "colour" not in [row[1] for row in conn.execute("PRAGMA table_info(mount)")]
 
 
+def test_a_view_of_an_earlier_release_is_made_anew_when_a_scan_opens_it(tmp_path):
+    path = tmp_path / "smart_catalog.db"
+
+    def view(conn):
+        return conn.execute("SELECT sql FROM sqlite_schema WHERE name = 'files'").fetchone()[0]
+
+    with closing(open_catalogue(path, create=True)) as conn:
+        now = view(conn)
+        conn.execute("DROP VIEW files")
+        conn.execute("CREATE VIEW files AS SELECT name AS path FROM entry")
+        conn.execute("CREATE VIEW mine AS SELECT 1")  # stays
+    with closing(open_catalogue(path, create=True)) as conn:
+        assert view(conn) == now
+        assert conn.execute("SELECT * FROM mine").fetchall() == [(1,)]
+        changes = pragma(conn, "schema_version")
+    with closing(open_catalogue(path, create=True)) as conn:
+        assert pragma(conn, "schema_version") == changes, "it is made anew each time"
+
+
 def test_a_script_runs_whole(conn):
     with transaction(conn):
         run_script(conn, "CREATE TABLE a (\n  x -- ;\n);\n-- ;\nINSERT INTO a VALUES (';\n');\n\n")

@@ -121,6 +121,7 @@ def home(tmp_path: Path) -> Iterator[Callable[[Tree], Home]]:
 
 
 @quick(max_examples=EXAMPLES)
+@example(tree={b"\xc0.\x80": 0, b"\xc3.\xa9x": 0}, wanted=Limits(), again=Limits(), seed=0, remembered=1)
 @given(tree=random_trees(), wanted=limits, again=limits, seed=seeds, remembered=memories)
 def test_any_tree_is_catalogued_entry_by_entry_and_once_more_by_its_sizes(
     home, tree, wanted, again, seed, remembered

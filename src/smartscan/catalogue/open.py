@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -188,15 +189,28 @@ def _create(conn: sqlite3.Connection) -> None:
     with transaction(conn):
         if conn.execute("PRAGMA user_version").fetchone()[0]:
             return
-        schema = Path(__file__).with_name("schema.sql").read_text("utf-8")
-        run_script(conn, schema)
+        run_script(conn, _schema())
         conn.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         conn.execute(f"PRAGMA user_version = {VERSION}")
 
 
+def _schema() -> str:
+    return Path(__file__).with_name("schema.sql").read_text("utf-8")
+
+
+def _renew_view(conn: sqlite3.Connection) -> None:
+    """Make the view anew where an earlier release had another: it holds nothing, so that is no version."""
+    (wanted,) = re.findall(r"^CREATE VIEW files AS\n[^;]*", _schema(), re.MULTILINE)
+    there = conn.execute("SELECT sql FROM sqlite_schema WHERE type = 'view' AND name = 'files'").fetchone()
+    if there != (wanted,):
+        with transaction(conn):
+            conn.execute("DROP VIEW IF EXISTS files")
+            conn.execute(wanted)
+
+
 def _upgrade(conn: sqlite3.Connection, path: Path) -> None:
     if conn.execute("PRAGMA user_version").fetchone()[0] == VERSION:
-        return
+        return _renew_view(conn)
     for mount, holder in lock.holders(path).items():
         if not holder.is_me:
             raise CatalogueBusy(
@@ -205,6 +219,7 @@ def _upgrade(conn: sqlite3.Connection, path: Path) -> None:
             )
     with transaction(conn):
         migrate(conn)
+    return _renew_view(conn)
 
 
 def _leave_wal(path: Path) -> None:

@@ -242,8 +242,9 @@ SELECT tree.path || '/' || entry.name AS path,
        NULL AS checksum,
        mount.name AS mount_point,
        'file' AS file_type,
+       -- what follows the last dot ('/', which no name has, keeps bytes apart that together would be a letter)
        CASE WHEN instr(ltrim(entry.name, '.'), '.') THEN
-           lower(replace(entry.name, rtrim(entry.name, replace(entry.name, '.', '')), '')) ELSE '' END AS extension,
+           lower(replace(entry.name, rtrim(entry.name, replace(entry.name, '.', '/')), '')) ELSE '' END AS extension,
        scan.ended_at AS scan_time,
        attr.mode AS mode, attr.uid AS uid, attr.gid AS gid,
        entry.ino AS inode, entry.nlink AS nlink, entry.ctime_ns AS ctime_ns, entry.mtime_ns AS mtime_ns
