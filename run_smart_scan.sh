@@ -86,7 +86,7 @@ read_words() { # the program's arguments: sets command, share, data and how; wor
         data=${XDG_DATA_HOME:-${HOME:-/root}/.local/share}/smart-scanner
     fi
     data=$(absolute "$data")
-    case $command in scan | plan) ;; *) share='' ;; esac
+    case $command in scan | plan | doctor) ;; *) share='' ;; esac
 }
 
 absolute() { # PATH
@@ -137,6 +137,13 @@ check_share() { # one sentence now is better than a container that cannot start
     bounded "$ANSWER_S" sh -c "$2" sh "$share" </dev/null >/dev/null 2>&1 ||
         fail $EXIT_NO_MOUNT "there is no directory $share."
     fail $EXIT_NO_MOUNT "$share is not a directory."
+}
+
+tell_of_share() { # what is wrong with it, or nothing, for the doctor, into whose container no share is mounted
+    [ -n "$share" ] && [ "$check" = yes ] || return 0
+    case ${DOCKER_HOST:-unix:} in unix:*) ;; *) return 0 ;; esac
+    SMART_SCAN_SHARE_FAULT=$(say() { printf '%s\n' "$*"; } && check_share) || :
+    export SMART_SCAN_SHARE_FAULT
 }
 
 # --- with a container engine -------------------------------------------------------------------------------
@@ -475,7 +482,7 @@ main() {
         fi
         return
     fi
-    check_share
+    if [ "$command" = doctor ]; then tell_of_share; else check_share; fi
     if [ -n "$engine" ]; then
         if build_images; then run_in_container "$@"; fi
         [ "$how" != docker ] || fail $EXIT_NO_ENGINE "$why_not."

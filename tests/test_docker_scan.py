@@ -291,6 +291,26 @@ def test_a_terminal_is_passed_through(home: Home) -> None:
     assert b"\x1b[" in shown  # the program knew that somebody watches
 
 
+def test_the_doctor_looks_at_a_share_that_its_container_does_not_have(home: Home) -> None:
+    def share(*words: str) -> tuple[int, str, bool]:
+        done = home.run("doctor", *words, "--json")
+        (found,) = [one for one in json.loads(done.stdout) if one["what"] == "share"]
+        return done.returncode, found["says"], found["ok"]
+
+    assert share("/usr") == (0, "/usr is a directory, and answers", True)
+    assert share("/no where") == (1, "there is no directory /no where", False)
+
+
+@pytest.mark.fuse
+def test_the_doctor_says_of_a_share_that_hangs_that_it_does(home: Home) -> None:
+    with fault_mount(home.share, rules=[hang("*")]) as mount:
+        time.sleep(1.2)  # what the kernel still knew of the root
+        done = home.run("doctor", os.fsdecode(mount.path), "--json")
+    (found,) = [one for one in json.loads(done.stdout) if one["what"] == "share"]
+    assert (done.returncode, found["ok"]) == (1, False)
+    assert "does not answer within 10 seconds" in found["says"]
+
+
 @pytest.mark.fuse
 def test_the_drill_proves_it_in_containers(home: Home) -> None:
     done = home.run("doctor", "--drill", "--json")

@@ -214,6 +214,16 @@ def test_a_share_that_is_none_is_said_at_once(host: Host) -> None:
     assert host.run("plan", "nowhere", "--from-catalogue").returncode == 0
 
 
+def test_the_doctor_is_told_what_is_wrong_with_a_share_that_it_does_not_get(host: Host) -> None:
+    (host.folder / "file").touch()
+    for word in ("nowhere", "file", "."):
+        ran = host.run("doctor", word)
+        assert ran.returncode == 0
+        assert "SMART_SCAN_SHARE_FAULT" in ran.stdout.splitlines()
+        assert host.program_words("doctor", word) == ["doctor", f"{host.folder}/{word}"]
+    assert "SMART_SCAN_SHARE_FAULT" not in host.run("doctor").stdout
+
+
 @pytest.mark.slow
 def test_without_an_engine_it_makes_itself_a_virtual_environment(host: Host) -> None:
     ran = host.run("--version", SMART_SCAN_ENGINE="auto", SAY="no engine")

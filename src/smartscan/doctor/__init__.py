@@ -19,7 +19,7 @@ from smartscan.catalogue import lock
 from smartscan.catalogue import open as opening
 from smartscan.codec import NATIVE
 from smartscan.errors import SmartScannerError
-from smartscan.model import Resources, show
+from smartscan.model import Resources, printable, show
 
 SHARE_S = 10.0  # a healthy share answers at once, a sleeping disk's root is in memory
 
@@ -46,10 +46,8 @@ def examine(db: Path, *, namespace: str, engine: str, image: str, share: bytes |
     yield Finding("walker", walker, bad=not NATIVE)
     yield from _engine(namespace, engine, image)
     yield from _catalogue(db)
-    if (
-        share is not None and "SMART_SCAN_CONTAINER" not in os.environ
-    ):  # there no share is mounted: see the script
-        yield _share(share)
+    if share is not None:
+        yield _told(share) if "SMART_SCAN_CONTAINER" in os.environ else _share(share)
 
 
 def _engine(namespace: str, name: str, image: str) -> Iterator[Finding]:
@@ -96,6 +94,16 @@ def _catalogue(db: Path) -> Iterator[Finding]:
         yield Finding("catalogue", warning, bad=True)
     for mount, holder in lock.holders(db).items():
         yield Finding("scan", f"'{mount}' is being scanned by {holder}")
+
+
+def _told(share: bytes) -> Finding:
+    """Say what the script saw on the host: no share is mounted into a controller's container."""
+    fault = os.environ.get("SMART_SCAN_SHARE_FAULT")
+    if fault is None:
+        return Finding("share", f"{show(share)} is not looked at: no share is mounted into this container")
+    if fault:
+        return Finding("share", printable(fault).rstrip("."), bad=True)
+    return Finding("share", f"{show(share)} is a directory, and answers")
 
 
 def _share(share: bytes) -> Finding:
