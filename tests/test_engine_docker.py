@@ -246,7 +246,7 @@ def test_the_engine_stops_and_comes_back(tmp_path: Path, live_restore: bool) -> 
         worker_id = engine.start(rig.job(1))
         assert engine.status(worker_id).state == "running"
         daemon.stop(signal.SIGTERM)
-        until(lambda: engine.status(worker_id).state, lambda state: state == "unknown")  # no snapshot
+        until(lambda: engine.status(worker_id).state, lambda state: state == "unknown", 5)  # no snapshot
         assert not engine.kill(worker_id, grace_s=0.2)
         assert not engine.remove(worker_id)
         with pytest.raises(EngineError, match="does not answer"):

@@ -154,7 +154,10 @@ class Line:
         until(lambda: len(self.sessions()), lambda n: n <= listed, 5)
         assert self.sessions() <= listed_sessions(done) if listed else not self.sessions()
         if not listed:
-            if abandoned is None and list(self.control_groups()):  # of one left before, that ended just now
+            left = list(self.control_groups())
+            if abandoned is None and left:  # of a worker that was left before, and ended just now
+                own = f"smart-scan-{self._started[-1].pid}."
+                assert not [group for group in left if group.name.startswith(own)]
                 self.command("cleanup", "--db", self.db, code=0)
             assert not list(self.control_groups())
         self.at_rest(folders=listed)

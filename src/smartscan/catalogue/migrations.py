@@ -2,7 +2,8 @@
 
 Touches: the catalogue it is given. schema.sql is always the newest version; a step here makes of a catalogue
 of version N what schema.sql was in version N + 1. A step is SQL, or a function where SQL cannot say it, and
-never changes again once it was released.
+never changes again once it was released. A view holds nothing: `open` makes one anew that differs, and that
+is no version.
 """
 
 from __future__ import annotations

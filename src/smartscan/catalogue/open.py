@@ -69,6 +69,7 @@ def open_catalogue(path: Path, *, create: bool, storage: Storage | None = None) 
         conn.execute(f"PRAGMA journal_size_limit = {JOURNAL_BYTES}")
         conn.execute(f"PRAGMA cache_size = {-CACHE_BYTES // 1024}")
         _upgrade(conn, path)
+        _renew_view(conn)
         undone.pop_all()
     directory.keep_reserve(path)
     return conn
@@ -198,19 +199,9 @@ def _schema() -> str:
     return Path(__file__).with_name("schema.sql").read_text("utf-8")
 
 
-def _renew_view(conn: sqlite3.Connection) -> None:
-    """Make the view anew where an earlier release had another: it holds nothing, so that is no version."""
-    (wanted,) = re.findall(r"^CREATE VIEW files AS\n[^;]*", _schema(), re.MULTILINE)
-    there = conn.execute("SELECT sql FROM sqlite_schema WHERE type = 'view' AND name = 'files'").fetchone()
-    if there != (wanted,):
-        with transaction(conn):
-            conn.execute("DROP VIEW IF EXISTS files")
-            conn.execute(wanted)
-
-
 def _upgrade(conn: sqlite3.Connection, path: Path) -> None:
     if conn.execute("PRAGMA user_version").fetchone()[0] == VERSION:
-        return _renew_view(conn)
+        return
     for mount, holder in lock.holders(path).items():
         if not holder.is_me:
             raise CatalogueBusy(
@@ -219,7 +210,16 @@ def _upgrade(conn: sqlite3.Connection, path: Path) -> None:
             )
     with transaction(conn):
         migrate(conn)
-    return _renew_view(conn)
+
+
+def _renew_view(conn: sqlite3.Connection) -> None:
+    """Make the view anew where an earlier release had another: it holds nothing, so that is no version."""
+    (wanted,) = re.findall(r"^CREATE VIEW files AS\n[^;]*", _schema(), re.MULTILINE)
+    there = conn.execute("SELECT sql FROM sqlite_schema WHERE type = 'view' AND name = 'files'").fetchone()
+    if there != (wanted,):
+        with transaction(conn):
+            conn.execute("DROP VIEW IF EXISTS files")
+            conn.execute(wanted)
 
 
 def _leave_wal(path: Path) -> None:
