@@ -162,6 +162,17 @@ def scan_with_a_ctrl_c(share, db, *when):
     return subprocess.run(words, capture_output=True, text=True, timeout=60)
 
 
+@pytest.mark.parametrize(
+    ("command", "module"), [("cleanup", "smartscan.cleanup"), ("doctor", "smartscan.doctor")]
+)
+def test_a_ctrl_c_while_a_command_is_loaded_ends_it(db, command, module):
+    words = [sys.executable, "-c", PRESSES_CTRL_C, "import", module, command, "--db", db, "--engine", "local"]
+    if command == "cleanup":
+        words = words[:-2]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr.strip()) == (130, "", "")
+
+
 def test_a_ctrl_c_that_python_loses_stops_the_scan(share, db):
     done = scan_with_a_ctrl_c(share, db, "import", "smartscan.run.course")
     assert done.returncode == 130, done.stderr

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from smartscan import config
+from smartscan import config, interrupts
 from smartscan.cli import _options as options
 
 
@@ -33,6 +33,7 @@ def command(db: Path | None, dry_run: bool, image: str) -> int:
         items, stays_as_is = cleanup.leftovers(each, namespace(each), image=image)
         found += items
         kept += [text for text in stays_as_is if each == path]
+    interrupts.check()
     for text in kept:
         print(f"kept: {text}")
     if dry_run:

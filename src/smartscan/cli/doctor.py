@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Generator
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from smartscan import config
+from smartscan import config, interrupts
 from smartscan.cli import _options as options
 from smartscan.errors import UsageError
 
@@ -53,7 +55,7 @@ def command(
     if drill:
         return _drill(path.parent, mount_path, engine, image, as_json=as_json)
     share = os.path.abspath(os.fsencode(mount_path)) if mount_path else None
-    found = list(doctor.examine(path, namespace=namespace(path), engine=engine, image=image, share=share))
+    found = doctor.examine(path, namespace=namespace(path), engine=engine, image=image, share=share)
     return _show("Smart Scanner on this machine", found, as_json=as_json)
 
 
@@ -65,13 +67,18 @@ def _drill(data: Path, mount_path: str | None, engine: str, image: str, *, as_js
     check_may()
     if not as_json:
         print("A scan of a share that hangs; this takes about half a minute.", file=sys.stderr)
-    found = list(drill(data, engine=engine, image=image))
+    found = drill(data, engine=engine, image=image)
     return _show("A share that hangs, scanned on this machine", found, as_json=as_json)
 
 
-def _show(title: str, found: list[Finding], *, as_json: bool) -> int:
+def _show(title: str, findings: Generator[Finding, None, None], *, as_json: bool) -> int:
     from smartscan.report import page
 
+    found = []
+    with closing(findings):
+        for finding in findings:
+            interrupts.check()
+            found.append(finding)
     if as_json:
         page.show_json([{"what": f.what, "says": f.says, "ok": not f.bad} for f in found])
     else:

@@ -9,7 +9,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,7 +35,9 @@ class Finding(NamedTuple):
     bad: bool = False
 
 
-def examine(db: Path, *, namespace: str, engine: str, image: str, share: bytes | None) -> Iterator[Finding]:
+def examine(
+    db: Path, *, namespace: str, engine: str, image: str, share: bytes | None
+) -> Generator[Finding, None, None]:
     """Look at everything a scan needs, in a few seconds."""
     yield Finding(
         "program", f"Smart Scanner {__version__}, Python {platform.python_version()}, {platform.machine()}"

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,7 +70,7 @@ class _Ran(NamedTuple):
             return None
 
 
-def drill(data: Path, *, engine: str, image: str) -> Iterator[Finding]:
+def drill(data: Path, *, engine: str, image: str) -> Generator[Finding, None, None]:
     """Scan a share that fails in every way, and tell what came of it; under a minute, at most three.
 
     `data` is the data directory, whose paths the engine's host knows; it is made, and removed again, where
