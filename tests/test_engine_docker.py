@@ -75,6 +75,7 @@ def test_a_worker_may_do_little(rig: Rig) -> None:
     assert settings["PidsLimit"] == 512
     assert settings["Memory"] == settings["MemorySwap"] == SMALL.memory_bytes
     assert settings["NanoCpus"] == 10**9
+    assert settings["CpuShares"] == 256, "less than the controller, which has the default of 1024"
     assert settings["LogConfig"] == {"Type": "json-file", "Config": {"max-size": "1m", "max-file": "1"}}
     assert not settings["AutoRemove"]
     assert {(mount["Destination"], mount["RW"]) for mount in seen["Mounts"]} == {

@@ -16,6 +16,9 @@ from smartscan.model import Resources
 
 CONTROLLERS = ("cpu", "memory", "pids")
 PERIOD_US = 100_000  # the kernel's own default period
+# A quarter of the default: eight workers that never rest are not to starve the one controller that takes in
+# what they hand over, nor the host's own work.
+WEIGHT, SHARES = 25, 256  # version 2, version 1
 PREFIX = "smart-scan-"
 
 
@@ -94,8 +97,9 @@ class Parent(NamedTuple):
         if controller == "cpu":
             quota = max(1000, int(want.cpus * PERIOD_US))  # below 1 ms the kernel refuses
             if self.version == 2:
-                return [("cpu.max", f"{quota} {PERIOD_US}")]
-            return [("cpu.cfs_period_us", str(PERIOD_US)), ("cpu.cfs_quota_us", str(quota))]
+                return [("cpu.max", f"{quota} {PERIOD_US}"), ("cpu.weight", str(WEIGHT))]
+            period = "cpu.cfs_period_us", str(PERIOD_US)
+            return [period, ("cpu.cfs_quota_us", str(quota)), ("cpu.shares", str(SHARES))]
         if self.version == 2:
             return [("memory.max", str(want.memory_bytes)), ("memory.swap.max", "0")]
         limit = str(want.memory_bytes)

@@ -50,7 +50,7 @@ LATE_STARTS = 2  # in a row, while the engine answers otherwise: the share is de
 SNAPSHOT_S = 0.1  # many workers are asked after at once; one list answers for all
 NEVER = float("-inf")
 LOG_LINES = 60
-CPU_SHARES = 512  # half of the default weight, where the kernel cannot limit CPUs
+CPU_SHARES = 256  # a quarter of the default weight, as cgroups.SHARES
 UNREACHABLE = (docker.errors.DockerException, requests.RequestException)
 
 _UNFIT = re.compile(r"[^a-zA-Z0-9_.-]+")
@@ -373,7 +373,7 @@ class Docker:
                 mem_limit=memory,
                 memswap_limit=memory if self._info.get("SwapLimit") else None,
                 nano_cpus=int(job.resources.cpus * 10**9) if manner.cpu_quota else None,
-                cpu_shares=None if manner.cpu_quota else CPU_SHARES,
+                cpu_shares=CPU_SHARES,
             ),
         )
         worker_id = self._create(config, job)
