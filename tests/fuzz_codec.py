@@ -57,7 +57,7 @@ def reseal(record: bytes, values: dict[str, int], *, length: bool) -> bytes:
     """Change a header and make its hashes fit, and its length as well if asked."""
     header = python.Header._make(python._HEADER.unpack_from(record))
     for name, value in values.items():
-        limit = 64 if name in ("length", "check") or FIELDS.index(name) in range(4, 13) else 32
+        limit = 64 if name in ("length", "check") or FIELDS.index(name) in range(4, 14) else 32
         value &= (1 << limit) - 1
         if name == "err" and value >> 31:
             value -= 1 << 32
@@ -244,7 +244,7 @@ def renew() -> None:
             with opened(path, python_walk, patterns=(b"skip",)) as walker:
                 made[name] = b"".join(drive(walker, [Root(b""), Root(b"gone")])[0])
         last = [row for row in python.index(made["plain"], False)[0] if row[7]]
-        known = b"".join(struct.pack("<Qq", python.xxh64(row[2]), row[9]) for row in last)
+        known = python.known([(row[2], row[9], 7) for row in last])
         with opened(Path(folder) / "plain", python_walk, known=known) as walker:
             made["unchanged"] = b"".join(drive(walker)[0])
         first = whole_records(made["links"])[0]

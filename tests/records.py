@@ -51,4 +51,14 @@ short_records = st.builds(
     python.record, st.integers(1, 3), paths, st.sampled_from([0, 1, 4, 5]), st.integers(0, 7),
     st.integers(-9, 200), st.integers(0, 5), u32, reasons, u64, u64, u64, u64, u64,
 )  # fmt: skip
-records = st.one_of(full_records(), short_records, full_records().map(python.unchanged_record))
+unchanged_records = st.builds(python.unchanged_record, full_records(), st.integers(0, 4))
+records = st.one_of(full_records(), short_records, unchanged_records)
+
+
+def directory(path: bytes, modes: dict[bytes, int]) -> bytes:
+    """A directory of 8 blocks, whose entries have these modes, one name and 10 bytes in one block each."""
+    n, order = len(modes), sorted(modes)
+    eights = [array(code, [value] * n) for code, value in zip("QQqqQ", (10, 1, 0, 0, 7), strict=True)]
+    nlink, mode, none = array("I", [1] * n), array("I", [modes[name] for name in order]), array("I", [0] * n)
+    header = NONE._replace(flags=python.LAST, state=python.LISTED, dev=5, own_blocks=8)
+    return full_record(header, path, Entries(order, *eights, nlink, mode, none, none, []))

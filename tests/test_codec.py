@@ -238,7 +238,8 @@ CONTRADICTIONS: dict[str, tuple[int, ...]] = {
     "n": (0, 1, 2, 9, 2**32 - 1), "files": (4, 2**63), "subdirs": (0, 2, 5, 2**32 - 1),
     "links": (0, 2), "symlinks": (0, 2, 2**31),
     "names_len": (0, 1, 2**32 - 1), "text_len": (0, 3, 5, 2**32 - 1), "path_len": (0, 100, 2**32 - 1),
-    "length": (0, 8, 143, 2**63, 2**64 - 1), "magic": (0, 0x32445353),
+    "length": (0, 8, 151, 2**63, 2**64 - 1), "magic": (0, 0x31445353),
+    "known_id": (1, 2**63),
 }  # fmt: skip
 
 
@@ -358,7 +359,7 @@ def test_the_layout_is_documented_as_it_is():
         expected.append((str(at), kind, name))
         at += int(kind[1:]) // 8
     assert fields == expected
-    assert at == header.size == 144
+    assert at == header.size == 152
     columns = re.findall(r"^\| ([ui]\d+) \S n \| `(\w+)` \|", text, re.M)
     kinds_of = {"Q": "u64", "q": "i64", "I": "u32"}
     assert columns == [(kinds_of[c], n) for n, c in zip(python._COLUMNS, python._CODES, strict=True)]

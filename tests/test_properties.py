@@ -32,6 +32,7 @@ from smartscan.catalogue.tree import mount_usage
 from smartscan.errors import EXIT_MOUNT_DEAD
 from smartscan.model import Limits, Root, Rules, ScanState
 from smartscan.run import Request
+from smartscan.run.attempts import give_known
 from smartscan.worker.orders import Orders
 from trees import Hard, Tree, build, find_listing, random_trees
 from truth import Holdings, check_consistent, check_same_tree, differences, holdings
@@ -214,11 +215,13 @@ def test_what_changes_while_it_runs_is_right_the_next_time(home, wanted, seed, c
 def test_shards_may_come_in_any_order_and_twice(home, tree, wanted, seed, changes, remembered):
     here = home({"random": tree, **LINKED})
     chance = Random(seed)
+    known = None
     if changes is not None:
-        for catalogue in ("one", "other"):
-            here.scan(Limits(), catalogue=catalogue)
+        for catalogue, by in (("one", Limits()), ("other", wanted)):  # where directories get other numbers
+            here.scan(by, catalogue=catalogue)
+        known = chance.choice((None, _known(here.request(wanted, catalogue="one"))))
         change(here.share, chance, changes)
-    shards = _walk(here, wanted)
+    shards = _walk(here, wanted, known)
     mixed = [chance.choice(shards) for _ in range(chance.randrange(5))] + chance.sample(shards, len(shards))
     found = []
     for catalogue, order in (("one", shards), ("other", mixed + shards[:1])):
@@ -232,7 +235,7 @@ def test_shards_may_come_in_any_order_and_twice(home, tree, wanted, seed, change
     assert found[0].new_changed_gone() == found[1].new_changed_gone()
 
 
-def _walk(here: Home, wanted: Limits) -> list[tuple[int, Path]]:
+def _walk(here: Home, wanted: Limits, known: bytes | None) -> list[tuple[int, Path]]:
     """Have the whole share walked, attempt by attempt; give the shards with the number of their attempt."""
     todo, shards, number = [Root(b"")], [], 0
     while todo:
@@ -240,7 +243,10 @@ def _walk(here: Home, wanted: Limits) -> list[tuple[int, Path]]:
         folder = here.folder / "attempts" / str(number)
         folder.mkdir(parents=True)
         some, todo = todo[:2], todo[2:]
-        Orders(os.fsencode(here.share), 1, number, 1, tuple(some), wanted, (), False).write(folder)
+        share, told = os.fsencode(here.share), known is not None
+        Orders(share, 1, number, 1, tuple(some), wanted, (), False, known=told).write(folder)
+        if known is not None:
+            give_known(folder, known)
         assert inline.attempt(folder, Fate(yields=number == 1)) == (0, "")
         shards += [(number, path) for path in sorted(folder.glob("*.shard"))]
         todo += inline.left_of(folder)
@@ -286,6 +292,14 @@ def _ingest(request: Request, shards: list[tuple[int, Path]]) -> None:
             assert taken_in == (counts is not None)
         with opening.transaction(conn):
             ledger.end(conn, scan_id, ScanState.CANCELLED, None, mount_dead=False, at=1.0)
+
+
+def _known(request: Request) -> bytes:
+    """Give what a worker is told of the whole mount."""
+    bulk = _bulk(request)
+    with closing(bulk.conn) as conn:
+        (mount_id,) = conn.execute("SELECT id FROM mount").fetchone()
+        return Ingest(bulk, mount_id, 0, rescan=True).known(Root(b""))
 
 
 def _bulk(request: Request) -> Bulk:

@@ -122,7 +122,11 @@ def test_digests_depend_on_nothing_but_the_directory(tmp_path, door):
 
 def known(seen: Seen) -> bytes:
     last = [r for r in seen.records if r.kind == KIND_DIR and r.flags & LAST]
-    return b"".join(struct.pack("<Qq", codec.xxh64(r.path), r.dir_digest) for r in last)
+    return codec.known([(r.path, r.dir_digest, number_of(r.path)) for r in last])
+
+
+def number_of(path: bytes) -> int:
+    return len(path) + 7
 
 
 def test_what_has_the_digest_it_had_is_not_told_again(tmp_path):
@@ -138,7 +142,8 @@ def test_what_has_the_digest_it_had_is_not_told_again(tmp_path):
     old, new = ({r.path: r for r in seen.records} for seen in (before, after))
     for path in (b"", b"same", b"no-subs"):
         assert new[path].subdir_names == old[path].subdir_names
-        assert new[path]._replace(offset=0, flags=LAST, text=b"") == old[path]._replace(offset=0)
+        assert new[path].known_id == number_of(path)
+        assert new[path]._replace(offset=0, flags=LAST, text=b"", known_id=0) == old[path]._replace(offset=0)
     assert len(data) < len(walk_twice(tmp_path))
 
 
@@ -158,7 +163,7 @@ def test_digests_may_come_while_it_walks(tmp_path, door):
 def test_a_digest_under_another_path_is_none(tmp_path):
     build(tmp_path, {"a": {"file": 5}, "b": {}})
     digests = {r.path: r.dir_digest for r in walk_all(tmp_path, python_walk).records}
-    wrong = struct.pack("<QqQQ", codec.xxh64(b"b"), digests[b"a"], codec.xxh64(b"a"), 1) + b"tail"
+    wrong = codec.known([(b"b", digests[b"a"], 1), (b"a", 1, 2)]) + b"tail"
     seen = take_apart(walk_twice(tmp_path, known=wrong))
     assert not any(r.flags & UNCHANGED for r in seen.records)
 

@@ -35,7 +35,7 @@
 
 /* ---- numbers shared with codec/python.py ------------------------------------------------------ */
 
-#define MAGIC 0x31445353u /* "SSD1" */
+#define MAGIC 0x32445353u /* "SSD2" */
 enum { KIND_DIR = 1, KIND_ERROR = 2, KIND_END = 3 };
 enum { LAST = 1, UNCHANGED = 2, BIG = 4 };
 enum { FOUND, LISTED, EXCLUDED, DENIED, TIMED_OUT, IO_ERROR, OTHER_MOUNT, VANISHED };
@@ -53,6 +53,7 @@ typedef struct {
     uint64_t dev, ino, own_blocks;
     uint64_t files, bytes, blocks; /* sums of this record: regular files, st_size and st_blocks of non-directories */
     uint64_t waited_ns;
+    uint64_t known_id;   /* of an unchanged directory: the number that came with its digest */
     uint32_t n, block, flags, state;
     int32_t err;
     uint32_t op, path_len, names_len, text_len, subdirs, links, symlinks;
@@ -150,7 +151,7 @@ typedef struct {
     size_t slots;
     Pattern *patterns;      /* directories that are recorded but not entered */
     size_t n_patterns;
-    uint64_t *known;        /* open addressing: key, digest pairs of the last scan; may come while threads read */
+    uint64_t *known;        /* open addressing: key, digest and id of the last scan; may come while threads read */
     size_t known_mask;
     pthread_mutex_t avoid_lock;
     Path *avoid;            /* paths that are left alone, and how much */
@@ -267,15 +268,18 @@ static const char *excluded(Walker *w, const char *dir, size_t dlen, const char 
     return hit;
 }
 
-static int known_digest(Walker *w, const char *path, size_t len, uint64_t *digest)
+enum { KNOWN_WORDS = 3, KNOWN_BYTES = 8 * KNOWN_WORDS };
+/* Whether a directory was there with this digest in the last scan; then `id` is the number that came with it. */
+static int is_known(Walker *w, const char *path, size_t len, uint64_t digest, uint64_t *id)
 {
     const uint64_t *known = __atomic_load_n(&w->known, __ATOMIC_ACQUIRE);
     if (!known) return 0;
     uint64_t key = xxh64(path, len, 0);
     if (!key) key = 1;
     for (size_t i = key & w->known_mask;; i = (i + 1) & w->known_mask) {
-        if (!known[2 * i]) return 0;
-        if (known[2 * i] == key) { *digest = known[2 * i + 1]; return 1; }
+        const uint64_t *k = known + KNOWN_WORDS * i;
+        if (!k[0]) return 0;
+        if (k[0] == key) { *id = k[2]; return k[1] == digest; }
     }
 }
 
@@ -684,10 +688,11 @@ static void write_block(Batch *b, int fd, const Job *job, const St *self, int32_
     seen = __atomic_add_fetch(&w->seen_blocks, h->blocks, __ATOMIC_RELAXED);
     if (w->limit_blocks && seen >= w->limit_blocks) w->stop = 1;
 
-    uint64_t digest;
+    uint64_t id;
     h = (Header *)(b->out.p + at);
-    if (m && flags == LAST && state == LISTED
-        && ((w->sizes_only && !links && !unknown) || (known_digest(w, job->path, job->len, &digest) && digest == h->digest))) {
+    if (!m || flags != LAST || state != LISTED) return;
+    if (!is_known(w, job->path, job->len, h->digest, &id)) id = 0;
+    if (id || (w->sizes_only && !links && !unknown)) {
         /* as it was, or of no interest: only the names of its subdirectories stay, so that the walk can be salvaged */
         uint32_t *ends = (uint32_t *)((char *)(h + 1) + plen), k = 0, len = 0;
         Buf keep = {0};
@@ -701,7 +706,7 @@ static void write_block(Batch *b, int fd, const Job *job, const St *self, int32_
         if (keep.failed) { free(keep.p); b->failed = 1; return; }
         if (len) memcpy(ends + k, keep.p, len);
         free(keep.p);
-        h->flags |= UNCHANGED; h->names_len = len; h->text_len = 0;
+        h->flags |= UNCHANGED; h->known_id = id; h->names_len = len; h->text_len = 0;
         b->out.len = at + sizeof *h + plen + 4 * k + len;
         size_t tail = pad8(b->out.len) - b->out.len;
         memset(b->out.p + b->out.len, 0, tail);
@@ -1047,20 +1052,21 @@ static PyObject *walker_avoid(PyObject *self, PyObject *args)
 static PyObject *walker_know(PyObject *self, PyObject *args)
 {
     Walker *w = (Walker *)self;
-    Py_buffer pairs;
-    if (!PyArg_ParseTuple(args, "y*:know", &pairs)) return NULL;
-    size_t n = w->known ? 0 : (size_t)pairs.len / 16, cap = 16; /* they come once: others may be looking at them */
+    Py_buffer told;
+    if (!PyArg_ParseTuple(args, "y*:know", &told)) return NULL;
+    size_t n = w->known ? 0 : (size_t)told.len / KNOWN_BYTES, cap = 16; /* they come once: others may be looking at them */
     while (cap < n * 2) cap *= 2;
-    uint64_t *known = n ? calloc(cap, 16) : NULL;
+    uint64_t *known = n ? calloc(cap, KNOWN_BYTES) : NULL;
     for (size_t k = 0; known && k < n; k++) {
-        uint64_t key = rd64((char *)pairs.buf + 16 * k);
+        const char *from = (char *)told.buf + KNOWN_BYTES * k;
+        uint64_t key = rd64(from);
         if (!key) key = 1;
         size_t i = key & (cap - 1);
-        while (known[2 * i]) i = (i + 1) & (cap - 1);
-        known[2 * i] = key;
-        known[2 * i + 1] = rd64((char *)pairs.buf + 16 * k + 8);
+        while (known[KNOWN_WORDS * i]) i = (i + 1) & (cap - 1);
+        memcpy(known + KNOWN_WORDS * i, from, KNOWN_BYTES);
+        known[KNOWN_WORDS * i] = key;
     }
-    PyBuffer_Release(&pairs);
+    PyBuffer_Release(&told);
     if (n && !known) return PyErr_NoMemory();
     if (known) {
         w->known_mask = cap - 1;
@@ -1146,8 +1152,8 @@ static PyMethodDef walker_methods[] = {
     {"stat_names", walker_stat_names, METH_VARARGS, "stat_names(job, fd, names, dev, ino, own_blocks, block, slot) -> (records, jobs, subdirectories of a FILES root)"},
     {"avoid", walker_avoid, METH_VARARGS, "avoid(path, why): leave a path alone; why is AVOID, HOLD or HUSH."},
     {"know", walker_know, METH_VARARGS,
-     "know(pairs): uint64 hash of a path and int64 digest of each directory of the last scan; those that are as they were\n"
-     "need no entries from now on. Once, at any time."},
+     "know(told): what `known` gives for the directories of the last scan; those that are as they were need no entries from\n"
+     "now on. Once, at any time."},
     {"limit", walker_limit, METH_VARARGS, "limit(entries, blocks): who reaches one of them stops all; 0: none."},
     {"seen", walker_seen, METH_NOARGS, "seen() -> (entries, blocks) by all threads."},
     {"stop", walker_stop, METH_NOARGS, "stop(): batches end at the next directory."},
@@ -1242,6 +1248,7 @@ static size_t record_at(const char *buf, size_t len, size_t at, Record *r, int v
         h->files > h->n) return 0;
     int full = h->kind == KIND_DIR && h->n && !(h->flags & UNCHANGED);
     if (h->flags & UNCHANGED ? h->kind != KIND_DIR || h->subdirs > h->n : !full && (h->n || h->subdirs || h->names_len)) return 0;
+    if (h->known_id && !(h->flags & UNCHANGED)) return 0;
     uint64_t count = full ? h->n : h->subdirs;
     uint64_t need = pad8(sizeof *h + pad8(h->path_len) + count * (full ? 60 : 4) + (uint64_t)h->names_len + h->text_len);
     if (need != h->length) return 0;
@@ -1343,11 +1350,12 @@ static PyObject *py_index(PyObject *mod, PyObject *args)
         if (!list) break;
         PyObject *subs = subdirs ? subdirs_of(&r) : Py_None;
         if (subs == Py_None) Py_INCREF(subs);
-        PyObject *o = subs ? Py_BuildValue("(nIy#IIiIIILLLKKKKIIIy#N)", (Py_ssize_t)at, h->kind, r.path, (Py_ssize_t)h->path_len, h->flags,
+        PyObject *o = subs ? Py_BuildValue("(nIy#IIiIIILLLKKKKIIIy#NL)", (Py_ssize_t)at, h->kind, r.path, (Py_ssize_t)h->path_len, h->flags,
             h->state, h->err, h->op, h->n, h->block, (long long)h->dir_digest, (long long)h->dev,
             (long long)h->own_blocks, (unsigned long long)h->files, (unsigned long long)h->bytes, (unsigned long long)h->blocks,
             (unsigned long long)h->waited_ns, h->links, h->subdirs, h->symlinks,
-            r.size ? "" : r.text, r.size ? (Py_ssize_t)0 : (Py_ssize_t)h->text_len, subs) : NULL;
+            r.size ? "" : r.text, r.size ? (Py_ssize_t)0 : (Py_ssize_t)h->text_len, subs,
+            (long long)h->known_id) : NULL;
         if (!o || PyList_Append(list, o)) Py_CLEAR(list);
         Py_XDECREF(o);
         at += step;
@@ -2147,6 +2155,25 @@ static PyObject *py_insert(PyObject *mod, PyObject *args)
     return PyLong_FromLong(rc);
 }
 
+static PyObject *py_known(PyObject *mod, PyObject *args)
+{
+    PyObject *rows;
+    (void)mod;
+    if (!PyArg_ParseTuple(args, "O!:known", &PyList_Type, &rows)) return NULL;
+    Py_ssize_t n = PyList_Size(rows);
+    PyObject *told = PyBytes_FromStringAndSize(NULL, n * KNOWN_BYTES);
+    char *to = told ? PyBytes_AsString(told) : NULL;
+    for (Py_ssize_t k = 0; to && k < n; k++, to += KNOWN_BYTES) {
+        const char *path;
+        Py_ssize_t len;
+        long long digest, id;
+        if (!PyArg_ParseTuple(PyList_GetItem(rows, k), "y#LL:known", &path, &len, &digest, &id)) { Py_CLEAR(told); break; }
+        uint64_t three[KNOWN_WORDS] = {xxh64(path, (size_t)len, 0), (uint64_t)digest, (uint64_t)id};
+        memcpy(to, three, sizeof three);
+    }
+    return told;
+}
+
 static PyObject *py_xxh64(PyObject *mod, PyObject *args)
 {
     Py_buffer b;
@@ -2174,6 +2201,7 @@ static PyMethodDef methods[] = {
     {"insert_dirs", py_insert_dirs, METH_VARARGS,
      "insert_dirs(handle, sql, mount_id, scan_id, buffer, places, sums) -> SQLite's code\n\n"
      "Run a statement that selects from smartscan_dirs."},
+    {"known", py_known, METH_VARARGS, "known(rows of path, digest, id) -> bytes: what `Walker.know` takes."},
     {"xxh64", py_xxh64, METH_VARARGS, "xxh64(buffer) -> int"},
     {NULL}};
 static int module_exec(PyObject *m)

@@ -19,7 +19,7 @@ from smartscan.codec import kinds
 from smartscan.errors import ShardError
 from smartscan.numbers import signed
 
-MAGIC = 0x31445353  # "SSD1"
+MAGIC = 0x32445353  # "SSD2"
 KIND_DIR, KIND_ERROR, KIND_END = 1, 2, 3
 LAST, UNCHANGED, BIG = 1, 2, 4
 LISTED, VANISHED = 1, 7  # states; 7 is the highest
@@ -31,9 +31,10 @@ _M32, _M64 = (1 << 32) - 1, (1 << 64) - 1
 _COLUMNS = ("size", "blocks", "mtime_ns", "ctime_ns", "ino", "nlink", "mode", "uid", "gid", "end")
 _CODES = "QQqqQIIIII"
 
-_HEADER = struct.Struct("<2I 11Q 4Ii 7I")
+_HEADER = struct.Struct("<2I 12Q 4Ii 7I")
 HEADER_BYTES = _HEADER.size
 _LENGTH = struct.Struct("<I")
+KNOWN = struct.Struct("<3Q")  # hash of a path, digest and id of the directory
 
 Row = tuple[bytes, int, int, int, int, int, int, int, int, int, bytes]
 
@@ -54,6 +55,7 @@ class Header(NamedTuple):
     bytes: int
     blocks: int
     waited_ns: int
+    known_id: int  # of an unchanged directory: the number that came with its digest
     n: int
     block: int
     flags: int
@@ -159,14 +161,15 @@ def full_record(header: Header, path: bytes, entries: Entries) -> bytes:
     return seal(header, path, body + _ends(entries.names) + names + text)
 
 
-def unchanged_record(data: bytes) -> bytes:
+def unchanged_record(data: bytes, known_id: int = 0) -> bytes:
     """Turn a full record into one that says only which subdirectories there are."""
     header = Header._make(_HEADER.unpack_from(data))
     path = data[HEADER_BYTES:HEADER_BYTES + header.path_len]
     entries = _entries(memoryview(data), 0, header)
     kept = [name for name, mode in zip(entries.names, entries.mode, strict=True) if mode & TYPE == DIRECTORY]
     names = b"".join(kept)
-    header = header._replace(flags=header.flags | UNCHANGED, names_len=len(names), text_len=0)
+    header = header._replace(flags=header.flags | UNCHANGED, known_id=known_id, names_len=len(names),
+                             text_len=0)
     return seal(header, path, _ends(kept) + names)
 
 
@@ -195,7 +198,7 @@ def _header(view: memoryview, at: int) -> Header | None:
     if h.flags & UNCHANGED:
         if h.kind != KIND_DIR or h.subdirs > h.n:
             return None
-    elif not h.full and (h.n or h.subdirs or h.names_len):
+    elif h.known_id or (not h.full and (h.n or h.subdirs or h.names_len)):
         return None
     columns = h.n * ENTRY_BYTES if h.full else h.subdirs * 4
     need = HEADER_BYTES + pad8(h.path_len) + columns + h.names_len + h.text_len
@@ -306,6 +309,11 @@ def _subdirs(view: memoryview, at: int, h: Header) -> list[bytes]:
     return [name for name, mode in zip(names, modes, strict=True) if mode & TYPE == DIRECTORY]
 
 
+def known(rows: list[tuple[bytes, int, int]]) -> bytes:
+    """Give what `Walker.know` takes, from path, digest and id of each directory."""
+    return b"".join(KNOWN.pack(xxh64(path), digest & _M64, id_ & _M64) for path, digest, id_ in rows)
+
+
 def index(buffer: Any, subdirs: bool) -> tuple[list[tuple[Any, ...]], list[tuple[int, int, int]], int]:
     """Check every record and stop at the first torn one: (records, attrs, good bytes)."""
     view, at = memoryview(buffer), 0
@@ -325,7 +333,8 @@ def index(buffer: Any, subdirs: bool) -> tuple[list[tuple[Any, ...]], list[tuple
         path = bytes(view[at + HEADER_BYTES:at + HEADER_BYTES + h.path_len])
         records.append((at, h.kind, path, h.flags, h.state, h.err, h.op, h.n, h.block, signed(h.dir_digest),
                         signed(h.dev), signed(h.own_blocks), h.files, h.bytes, h.blocks, h.waited_ns, h.links,
-                        h.subdirs, h.symlinks, text, _subdirs(view, at, h) if subdirs else None))
+                        h.subdirs, h.symlinks, text, _subdirs(view, at, h) if subdirs else None,
+                        signed(h.known_id)))
         at += h.length
     return records, list(attrs), at
 
@@ -406,7 +415,7 @@ def place(records: list[Any], at: int, next_id: int, sizes_only: bool, cache: di
     """
     while at < len(records):
         r = records[at]
-        offset, kind, path, flags, state, err, _, n, *_, text, _ = r
+        offset, kind, path, flags, state, err, _, n, *_, text, _, _ = r
         sums_only = sizes_only and flags == LAST | UNCHANGED
         if kind != KIND_DIR or not path or not (flags == LAST or sums_only):
             break

@@ -43,7 +43,8 @@ Text = bytes  # by another name, because a record has a field of that name
 class Record(NamedTuple):
     """What the header of one record says; offsets are within its window.
 
-    The digest, `dev` and `own_blocks` are signed, as the catalogue has them.
+    The digest, `dev` and `own_blocks` are signed, as the catalogue has them. `known_id` is not 0 where the
+    worker was told of the directory with its digest (`Ingest.known`), and it is unchanged.
     """
 
     offset: int
@@ -67,6 +68,7 @@ class Record(NamedTuple):
     symlinks: int
     text: Text
     subdir_names: list[Text] | None
+    known_id: int
 
 
 _AS_RECORD = functools.partial(tuple.__new__, Record)  # `Record._make` without a call of Python's for each

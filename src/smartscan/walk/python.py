@@ -26,6 +26,7 @@ from smartscan.codec.python import (
     DIRECTORY,
     KIND_DIR,
     KIND_ERROR,
+    KNOWN,
     LAST,
     NONE,
     SYMLINK,
@@ -41,7 +42,6 @@ from smartscan.codec.python import (
 from smartscan.walk.tokens import (
     M32,
     M64,
-    PAIR,
     Job,
     Name,
     Node,
@@ -174,7 +174,7 @@ class Walker:
         self.sizes_only = sizes_only
         self.view = memoryview(shared).cast("B")
         self.patterns = patterns
-        self.known: dict[int, int] = {}
+        self.known: dict[int, tuple[int, int]] = {}
         self.root_dev = stat_of(os.fstat(root_fd)).dev
         self.noatime = os.O_NOATIME
         self.has_openat2 = self._try_openat2()
@@ -188,11 +188,11 @@ class Walker:
         """Leave a path alone, see walk.AVOID and the others."""
         {1: self.avoided, 2: self.held, 4: self.hushed}[why].add(path)
 
-    def know(self, pairs: bytes) -> None:
-        """Take the hash of the path and the digest of each directory of the last scan; once, at any time."""
-        known: dict[int, int] = {}
-        for key, digest in PAIR.iter_unpack(pairs[:len(pairs) // 16 * 16]):
-            known.setdefault(key or 1, digest)
+    def know(self, told: bytes) -> None:
+        """Take what `codec.known` gives for the directories of the last scan; once, at any time."""
+        known: dict[int, tuple[int, int]] = {}
+        for key, digest, id_ in KNOWN.iter_unpack(told[:len(told) // KNOWN.size * KNOWN.size]):
+            known.setdefault(key or 1, (digest, id_))
         self.known = self.known or known
 
     def limit(self, entries: int, blocks: int) -> None:
@@ -411,9 +411,10 @@ class Batch:
         own_blocks = sum(st.blocks for st in others)
         self.slot.count(len(once), 0, sum(st.size for st in others), own_blocks)
         self.walker.count(len(once), own_blocks)
-        if once and header.flags == LAST and header.state == LISTED and (
-                (self.walker.sizes_only and self._sums_will_do(once)) or self._is_known(job.path, data)):
-            data = unchanged_record(data)
+        if once and header.flags == LAST and header.state == LISTED:
+            known_id = self._known_id(job.path, data)
+            if known_id or (self.walker.sizes_only and self._sums_will_do(once)):
+                data = unchanged_record(data, known_id)
         for name, st, _ in reversed(once):
             if st.mode & TYPE == DIRECTORY:
                 self._subdirectory(job, node, name.name, st)
@@ -424,9 +425,11 @@ class Batch:
         return not any(st.mode & UNKNOWN or (st.nlink > 1 and st.mode & TYPE != DIRECTORY)
                        for _, st, _ in found)
 
-    def _is_known(self, path: bytes, data: bytes) -> bool:
+    def _known_id(self, path: bytes, data: bytes) -> int:
+        """Give the number of a directory that was there with this digest in the last scan, else 0."""
         known = self.walker.known
-        return bool(known) and known.get(xxh64(path) or 1) == int.from_bytes(data[24:32], "little")
+        digest, id_ = known.get(xxh64(path) or 1, (0, 0)) if known else (0, 0)
+        return id_ if digest == int.from_bytes(data[24:32], "little") else 0
 
     def _stat_all(self, fd: int, job: Job, names: list[Name], own: Stat | None,
                   hushed: bool) -> list[tuple[Name, Stat, bytes]]:

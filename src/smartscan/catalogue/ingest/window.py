@@ -60,6 +60,11 @@ _OTHER_NAME = (
     "WHERE e.counted = 0 AND e.ino = ? AND dir.mount_id = ? AND dir.dev IS ? LIMIT 1"
 )
 _LAST_UNCHANGED = LAST | UNCHANGED
+# The digest covers the path, so that a number that is another directory's by now finds nothing.
+_IS_AS_IT_WAS = (
+    "UPDATE dir SET scan_id = ?1 WHERE id = ?2 AND mount_id = ?3 AND state = 'listed' "
+    "AND digest = ?4 AND dev = ?5 AND own_blocks = ?6 AND scan_id IS NOT ?1"
+)
 _LISTED = STATES.index(DirState.LISTED)
 _NOTHING = Sum()
 _FOUND = (DirState.FOUND.value, None, None, None, None, 0, 0, 0)  # a row's state to own_blocks
@@ -101,7 +106,7 @@ class Intake:
         cache = i.cache
         (self.next_id,) = i.conn.execute("SELECT ifnull(max(id), 0) + 1 FROM dir").fetchone()
         failed: list[WalkError] = []
-        records, at = self.window.records, 0
+        records, at = self._without_known(), 0
         simply_new = self.new, self.places, self.plain
         while at < len(records):
             r = records[at]
@@ -163,15 +168,43 @@ class Intake:
 
     # -- records --------------------------------------------------------------------------------------
 
+    def _without_known(self) -> list[Record]:
+        """Note which directories a worker has recognised as unchanged, nearly all of a later scan; gives the
+        records that are still to be taken in.
+
+        Nothing of them is looked up or remembered. Where one of them is not as the worker was told, or was
+        decided before in this scan, all of them go the way of the others.
+        """
+        i, c, cache = self.ingest, self.counts, self.ingest.cache
+        known: list[Record] = []
+        others: list[Record] = []
+        for r in self.window.records:
+            is_known = r.known_id and r.path not in cache and r.flags == _LAST_UNCHANGED
+            (known if is_known and r.state == _LISTED and not r.err and not r.text else others).append(r)
+        if not known:
+            return others
+        rows = [(i.scan_id, r.known_id, i.mount_id, r.dir_digest, r.dev, r.own_blocks) for r in known]
+        i.conn.execute("SAVEPOINT known")
+        if i.conn.executemany(_IS_AS_IT_WAS, rows).rowcount != len(known):
+            i.conn.execute("ROLLBACK TO known")
+            others = self.window.records
+        else:
+            c.entries += sum(r.n for r in known)
+            c.bytes += sum(r.bytes for r in known)
+            c.disk_bytes += sum(r.blocks + r.own_blocks for r in known) * 512
+            c.dirs += len(known)
+        i.conn.execute("RELEASE known")
+        return others
+
     def _is_unchanged(self, r: Record, d: Dir) -> bool:
-        """Take a directory that is as it was, which nearly all are in a later scan; what `_entries` and
-        `_decide` do for all others. False where it is not such.
+        """Take a directory that is as it was, of which the worker was not told in time. False where it is not
+        such: `_entries` and `_decide` take all others.
         """
         (_, _, _, flags, state, err, _, n, _, digest, dev, own_blocks,
-         _, size, blocks, _, _, _, _, text, _) = r  # fmt: skip
-        if flags != _LAST_UNCHANGED or state != _LISTED or d.state != "listed" or err or text:
+         _, size, blocks, _, _, _, _, text, _, _) = r  # fmt: skip
+        if flags & ~UNCHANGED != LAST or state != _LISTED or d.state != "listed" or err or text:
             return False
-        if (d.digest, d.dev, d.own_blocks) != (digest, dev, own_blocks):
+        if not d.listed or (d.digest, d.dev, d.own_blocks) != (digest, dev, own_blocks):
             return False
         d.scan_id, d.listed, c = self.ingest.scan_id, True, self.counts
         self.unchanged.append((d.scan_id, d.id))

@@ -28,6 +28,7 @@ from smartscan.shard import Record, Window
 
 CACHE_DIRS = 20_000  # directories remembered between shards, some 6 MB; others are looked up again
 SIBLINGS = 1000  # so many directories in one are looked up at once; where there are more, one by one
+KNOWN_ROWS = 4096  # read at a time
 _TYPES = {
     0o100000: "f",
     0o040000: "d",
@@ -272,10 +273,9 @@ class Ingest:
         return known
 
     def known(self, root: Root) -> bytes:
-        """Give what a worker needs to recognise unchanged directories at and below a root: pairs of uint64
-        hash of the path and int64 digest.
+        """Give what a worker needs to recognise unchanged directories at and below a root (`codec.known`).
 
-        Cost: one row per directory.
+        Cost: one row per directory, and 24 bytes.
         """
         top = self.find(root.path)
         if top is None:
@@ -291,12 +291,14 @@ class Ingest:
         )
         rows = self.conn.execute(
             f"WITH RECURSIVE tree(id, path) AS (SELECT ?1, CAST(?2 AS TEXT){below}) "
-            "SELECT CAST(tree.path AS BLOB), digest FROM tree JOIN dir ON dir.id = tree.id "
+            "SELECT CAST(tree.path AS BLOB), digest, tree.id FROM tree JOIN dir ON dir.id = tree.id "
             "AND dir.mount_id = ?3 WHERE digest IS NOT NULL",
             (top.id, root.path, self.mount_id),
         )
-        pair, xxh64 = struct.Struct("<Qq").pack, codec.xxh64
-        return b"".join(pair(xxh64(path), digest) for path, digest in rows)
+        told = []
+        while some := rows.fetchmany(KNOWN_ROWS):
+            told.append(codec.known(some))
+        return b"".join(told)
 
     def attr_ids(self, attrs: Iterable[tuple[int, int, int]]) -> bytes:
         """Give the numbers of (mode, uid, gid) as the bulk insert wants them, making rows where needed."""
