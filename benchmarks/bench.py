@@ -390,6 +390,11 @@ def _of(name: str, divided_by: float) -> Callable[[Sample], float]:
     return lambda sample: float(sample[name]) / divided_by
 
 
+def _of_cores(name: str) -> Callable[[Sample], float]:
+    cores = os.cpu_count() or 1
+    return lambda sample: 100 * float(sample[name]) / cores / float(sample["wall_s"])
+
+
 def rows(files: dict[str, int]) -> list[Row]:
     """The bars, in the order people read them. `files` are of the trees, by group."""
     million = files.get("tree", 1_000_000)
@@ -402,6 +407,8 @@ def rows(files: dict[str, int]) -> list[Row]:
         Row("first scan / bare C walk, one thread per core", "tree/first", wall, "x", None, "tree/bare"),
         Row("second scan, nothing changed / `du -s`", "tree/second", wall, "x", 0.7, "tree/du"),
         Row("CPU per million files, all processes", "tree/first", _of("cpu_s", million / 1e6), "s", 4.5),
+        Row("first scan, time of all cores without work", "tree/first", _of_cores("idle_s"), "%", None),
+        Row("the same, time that the host gave to others", "tree/first", _of_cores("stolen_s"), "%", None),
         Row("catalogue per file", "tree/first", _of("catalogue_bytes", million), "bytes", 110),
         Row("peak memory of any process, 1,000,000 files", "tree/first", _of("peak_bytes", 1e6), "MB", 250),
         Row("peak memory of any process, 5,000,000 files", "big/first", _of("peak_bytes", 1e6), "MB", 250),

@@ -8,6 +8,7 @@ prints results to stdout and raises `SmartScannerError` for what it cannot do.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import io
 import os
@@ -63,6 +64,7 @@ class Frame(click.Group):
             status = error.exit_code
         except (click.Abort, KeyboardInterrupt):
             status = EXIT_INTERRUPTED
+        gc.freeze()  # else the interpreter's end looks through all that was loaded, and finds nothing
         sys.exit(status)
 
     def invoke(self, ctx: click.Context) -> Any:
