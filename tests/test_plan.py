@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smartscan.model import Root, Scope, Usage, join
+from smartscan.model import Limits, Root, Scope, Usage, join
 from smartscan.plan import PlannedChunk, pack, plan, tree_order
 
 GB = 10**9
@@ -47,6 +47,7 @@ class Share:
             self.children,
             limit_bytes=limit_bytes,
             limit_entries=limit_entries,
+            most_entries=limit_entries * 11 // 10,
             max_roots=max_roots,
         )
 
@@ -84,6 +85,13 @@ def test_a_tenth_more_entries_are_no_reason_to_cut() -> None:
     share = Share({"a": {"": (1, 60)}, "b": {"": (1, 47)}})  # 109 entries, with the two directories
     assert roots(share.plan(limit_entries=100)) == [{("", "subtree")}]
     assert len(share.plan(limit_entries=99)) == 2
+
+
+def test_a_worker_may_do_all_of_a_chunk_that_has_little_more() -> None:
+    limits = Limits(chunk_entries=100)
+    expected = (None, 7, 100, 101, 110, 111, 900)
+    fitting = {entries: limits.fitting(entries).chunk_entries for entries in expected}
+    assert fitting == {None: 100, 7: 100, 100: 100, 101: 101, 110: 110, 111: 100, 900: 100}
 
 
 def test_a_leaf_above_the_limit_is_scanned_anyway() -> None:

@@ -392,7 +392,7 @@ def test_another_share_at_its_place_is_exit_10(tmp_path, share, environment):
     assert fs_type.process.returncode == 10
 
 
-@pytest.mark.parametrize("text", [b"", b"{", b"{}", b'{"version": 2}', b"[]", b"\xff"])
+@pytest.mark.parametrize("text", [b"", b"{", b"{}", b'{"version": 1}', b"[]", b"\xff"])
 def test_orders_that_nobody_wrote_are_refused(tmp_path, environment, text):
     (tmp_path / "chunk.json").write_bytes(text)
     command = [sys.executable, "-m", "smartscan.worker", tmp_path]

@@ -513,14 +513,14 @@ static inline size_t common(const char *a, const char *b, size_t most)
     while (n < most && a[n] == b[n]) n++;
     return n;
 }
-/* Put the entries in the order of their inodes, or of their names. */
+/* Put the entries, as `order` has them, in the order of their inodes or of their names. */
 static int sort_ents(Batch *b, int names)
 {
     size_t n = b->n_ents, same = n ? b->ents[0].len : 0;
     int sorted = 1;
-    for (size_t i = 0; i < n; i++) {
-        b->order[i] = (uint32_t)i;
-        if (i && sorted) sorted = names ? by_name(b, (uint32_t)i - 1, (uint32_t)i) < 0 : b->ents[i].ino >= b->ents[i - 1].ino;
+    for (size_t i = 1; i < n && sorted; i++) {
+        uint32_t last = b->order[i - 1], this = b->order[i];
+        sorted = names ? by_name(b, last, this) < 0 : b->ents[last].ino <= b->ents[this].ino;
     }
     if (sorted) return 0;
     if (grow((void **)&b->keys, &b->cap_keys, 2 * n, sizeof(Key))) return -1;
@@ -530,8 +530,8 @@ static int sort_ents(Batch *b, int names)
         same = common(first, b->names.p + e->off, same < e->len ? same : e->len);
     }
     for (size_t i = 0; i < n; i++) {
-        const Ent *e = &b->ents[i];
-        b->keys[i] = (Key){names ? name_key(b->names.p + e->off, e->len, same) : e->ino, (uint32_t)i};
+        const Ent *e = &b->ents[b->order[i]];
+        b->keys[i] = (Key){names ? name_key(b->names.p + e->off, e->len, same) : e->ino, b->order[i]};
     }
     if (names) sort_keys(b, b->keys, n, 1);
     else sort_keys(b, b->keys, n, 0);
@@ -561,6 +561,7 @@ static void write_block(Batch *b, int fd, const Job *job, const St *self, int32_
         return;
     }
     b->targets.len = 0;
+    for (size_t i = 0; i < n; i++) b->order[i] = (uint32_t)i;
     /* in inode order: on a disk that is the order of the inode tables, many times fewer seeks */
     if (sort_ents(b, 0)) { b->failed = 1; return; }
     size_t gone = 0;
@@ -604,7 +605,7 @@ static void write_block(Batch *b, int fd, const Job *job, const St *self, int32_
             error_at(b, job->path, job->len, b->names.p + e->off, e->len, e->known ? OP_READLINK : OP_STAT, ENOENT);
             if (!e->known) b->sts[e->st] = (St){.mode = UNKNOWN | (uint32_t)DTTOIF(e->type)};
         }
-    if (sort_ents(b, 1)) { b->failed = 1; return; }
+    if (sort_ents(b, 1)) { b->failed = 1; return; } /* nothing to do where files were made in the order of their names */
     size_t m = 0, twins = 0, names_len = 0, text_len = 0;
     for (size_t i = 0; i < n; i++) {
         Ent *e = &b->ents[b->order[i]];

@@ -17,7 +17,7 @@ import threading
 from typing import Any
 
 asked = 0
-"""How often Ctrl-C was pressed since `remember`."""
+"""How often Ctrl-C was pressed since `remember`, or another signal came that `heed` handles."""
 _say_of_others = sys.unraisablehook
 
 
@@ -30,19 +30,20 @@ def remember() -> None:
     asked = 0
     main = threading.current_thread() is threading.main_thread()  # no other may set a handler
     if main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _count)
+        signal.signal(signal.SIGINT, heed)
         sys.unraisablehook = _unraisable
         while _imp.lock_held():  # by one that was lost while Python itself was loaded
             _imp.release_lock()
 
 
 def check() -> None:
-    """Raise KeyboardInterrupt where Ctrl-C was pressed since `remember`."""
+    """Raise KeyboardInterrupt where this process was asked to end since `remember`."""
     if asked:
         raise KeyboardInterrupt
 
 
-def _count(number: int, frame: Any) -> None:
+def heed(number: int, frame: Any) -> None:
+    """Count a signal that asks this process to end, and raise KeyboardInterrupt, but not in an import."""
     global asked
     asked += 1
     at = frame

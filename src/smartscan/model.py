@@ -186,6 +186,19 @@ class Limits(NamedTuple):
     stall_s: float = 60.0
     threads: int = 8
 
+    @property
+    def most_entries(self) -> int:
+        """Where a chunk may end at the latest: a tenth more entries would leave little for another one."""
+        return self.chunk_entries * 11 // 10
+
+    def fitting(self, entries: int | None) -> Limits:
+        """Give the limits of a chunk that is expected to have so many entries: all of them, where that is
+        little more than a chunk may have.
+        """
+        if entries is None or not self.chunk_entries < entries <= self.most_entries:
+            return self
+        return self._replace(chunk_entries=entries)
+
 
 class Rules(NamedTuple):
     """What is recorded but not entered."""

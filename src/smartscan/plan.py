@@ -41,14 +41,14 @@ def plan(
     *,
     limit_bytes: int,
     limit_entries: int,
+    most_entries: int,
     max_roots: int = MAX_ROOTS,
 ) -> list[PlannedChunk]:
     """Cut the subtree of `root` into chunks within both limits, the largest first.
 
-    A directory within the limits, or with up to a tenth more entries, is one root: cut, it would leave
-    little for another worker. One above them is cut into its subdirectories and a FILES root for what
-    lies directly in it, even where that alone is above the limits. Small roots share a chunk, those near
-    each other first.
+    A directory within the limits is one root, and so is one of at most `most_entries`. One above them is
+    cut into its subdirectories and a FILES root for what lies directly in it, even where that alone is
+    above the limits. Small roots share a chunk, those near each other first.
 
     `children(path)` gives the usage of the subdirectories of `path`, in any order. It is called once
     for each directory above the limits and for no other, so 25,000,000 directories cost nothing where
@@ -57,7 +57,7 @@ def plan(
     """
     full: list[_Bin] = []
     filling: list[_Bin] = []
-    for piece, disk_bytes, entries in _pieces(root, children, limit_bytes, limit_entries * 11 // 10):
+    for piece, disk_bytes, entries in _pieces(root, children, limit_bytes, most_entries):
         for bin_ in filling:
             if (
                 bin_.disk_bytes + disk_bytes <= limit_bytes
@@ -98,13 +98,13 @@ def tree_order(path: bytes) -> bytes:
 
 
 def _pieces(
-    root: Usage, children: Callable[[bytes], Iterable[Usage]], most_bytes: int, most_entries: int
+    root: Usage, children: Callable[[bytes], Iterable[Usage]], limit_bytes: int, most_entries: int
 ) -> Iterator[tuple[Root, int, int]]:
     """Yield the roots of the plan with their disk bytes and entries, in tree order."""
     stack = [root]
     while stack:
         usage = stack.pop()
-        if usage.disk_bytes <= most_bytes and usage.entries <= most_entries:
+        if usage.disk_bytes <= limit_bytes and usage.entries <= most_entries:
             yield Root(usage.path), usage.disk_bytes, usage.entries
             continue
         below = sorted(children(usage.path), key=lambda child: tree_order(child.path), reverse=True)

@@ -20,7 +20,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from smartscan import mounts, units
+from smartscan import interrupts, mounts, units
 from smartscan.catalogue import read
 from smartscan.doctor import Finding
 from smartscan.engine import leash
@@ -84,8 +84,10 @@ def drill(data: Path, *, engine: str, image: str) -> Generator[Finding, None, No
             share.set(rules=RULES, virtual=[VIRTUAL_NAMES, VIRTUAL_ENDLESS])
             line = _Line(folder, engine, image)
             try:
+                interrupts.check()  # much was imported by now
                 yield from _scanned(line, share, want)
                 share.set(virtual=[VIRTUAL_NAMES])
+                interrupts.check()
                 yield from _recovered(line, want)
             finally:
                 share.end()  # whatever still waits is freed, and ends
@@ -116,7 +118,7 @@ def _folder(data: Path) -> Iterator[Path]:
     """Make the folder of a drill, locked while it runs, and remove it, whatever ends the drill."""
     missing = [folder for folder in (data, *data.parents) if not folder.exists()]
     data.mkdir(parents=True, exist_ok=True)
-    heard = {number: signal.signal(number, _end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    heard = {number: signal.signal(number, interrupts.heed) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         with tempfile.TemporaryDirectory(prefix=PREFIX, dir=data, ignore_cleanup_errors=True) as made:
             folder = Path(made)
@@ -129,10 +131,6 @@ def _folder(data: Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):  # somebody else has put something there meanwhile
             for folder in missing:
                 folder.rmdir()
-
-
-def _end(_number: int, _frame: Any) -> None:
-    raise KeyboardInterrupt
 
 
 def _build(real: Path) -> set[bytes]:

@@ -58,12 +58,12 @@ def give_order(folder: Path, order: str) -> None:
     os.close(os.open(folder / order, flags, 0o644))
 
 
-def give_known(folder: Path, pairs: bytes) -> None:
+def give_known(folder: Path, known: bytes) -> None:
     """Put what `Ingest.known` gives into the folder of a worker that may read by now; raises OSError."""
     made = folder / f"{KNOWN}.tmp"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     with open(os.open(made, flags, 0o644), "wb") as file:
-        file.write(pairs)
+        file.write(known)
     made.rename(folder / KNOWN)
 
 
@@ -85,9 +85,9 @@ class Digests:
             return False
         attempt = self._waiting.popleft()
         if running.get(attempt.chunk.id) is attempt:
-            pairs = b"".join(self.ingest.known(r) for r in attempt.chunk.roots)
+            known = b"".join(self.ingest.known(r) for r in attempt.chunk.roots)
             try:
-                give_known(attempt.folder, pairs)
+                give_known(attempt.folder, known)
             except OSError as e:  # it goes on without
                 log.warning("%s: %s", attempt.folder, e)
         return True

@@ -313,7 +313,7 @@ class Controller:
                 chunk_id=chunk_id,
                 attempt=number,
                 roots=chunk.roots,
-                limits=self.request.limits,
+                limits=self.request.limits.fitting(chunk.est_entries),
                 patterns=self.request.patterns,
                 one_file_system=self.request.rules.one_file_system,
                 stuck=tuple(sorted((self.avoid | self.stuck) - own)),

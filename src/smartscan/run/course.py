@@ -65,6 +65,7 @@ def planned(conn: sqlite3.Connection, mount_id: int, request: Request) -> list[P
         tree.child_usages(conn, mount_id),
         limit_bytes=request.limits.chunk_bytes,
         limit_entries=request.limits.chunk_entries,
+        most_entries=request.limits.most_entries,
     )
 
 

@@ -14,6 +14,7 @@ from smartscan.model import Limits, Root, b64, unb64
 from smartscan.shard import write_json
 
 KNOWN = "known.bin"  # what `Ingest.known` gives for the roots of a chunk
+VERSION = 2  # of what a worker is given and hands in; those of another one are refused
 
 
 class Orders(NamedTuple):
@@ -42,7 +43,7 @@ class Orders(NamedTuple):
         write_json(
             folder / "chunk.json",
             {
-                "version": 1,
+                "version": VERSION,
                 "share_b64": b64(self.share),
                 "scan": self.scan_id,
                 "chunk": self.chunk_id,
@@ -65,9 +66,9 @@ class Orders(NamedTuple):
         """Raises ShardError with one sentence where the file is not what a controller writes."""
         try:
             data: dict[str, Any] = json.loads((folder / "chunk.json").read_bytes())
-            if data["version"] != 1:
+            if data["version"] != VERSION:
                 raise ShardError(
-                    f"{folder}/chunk.json is of version {data['version']}, this worker reads version 1"
+                    f"{folder}/chunk.json is of version {data['version']}, this worker reads {VERSION}"
                 )
             return cls(
                 share=unb64(data["share_b64"]),

@@ -50,7 +50,7 @@ BATCH_NS = 5_000_000  # one call into the walker: long against the 20 us it cost
 SEAL_BYTES = 8 << 20  # about 100,000 entries: a tenth of a second to ingest
 SEAL_ENTRIES = 250_000  # where few bytes stand for many: unchanged directories, and those of a survey
 SEAL_S = 1.0  # rows become visible about this long after they were read
-FEW_DIRS = 256  # with so few waiting a chunk may have a tenth more entries: it is perhaps the end
+FEW_DIRS = 256  # with so few waiting a chunk may have `most_entries`: it is perhaps the end
 SPARE_SLOTS = 32  # threads that may be lost to hung calls before the walker gives up
 HUNG_NAMES = 3  # of one directory whose stat hangs; a fourth would, and each costs the stall limit
 WATCH_S = 0.05
@@ -375,9 +375,8 @@ class Walker:
             return
         entries, blocks = self.core.seen()
         why = ""
-        most = self.limits.chunk_entries
-        if len(self.queue) <= FEW_DIRS:
-            most += most // 10
+        few = len(self.queue) <= FEW_DIRS
+        most = self.limits.most_entries if few else self.limits.chunk_entries
         if entries >= most:
             why = "entries"
         elif blocks * 512 >= self.limits.chunk_bytes:

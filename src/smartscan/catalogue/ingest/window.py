@@ -60,7 +60,7 @@ _OTHER_NAME = (
     "WHERE e.counted = 0 AND e.ino = ? AND dir.mount_id = ? AND dir.dev IS ? LIMIT 1"
 )
 _LAST_UNCHANGED = LAST | UNCHANGED
-# The digest covers the path, so that a number that is another directory's by now finds nothing.
+# The digest covers the path: a number that is another directory's by now finds nothing.
 _IS_AS_IT_WAS = (
     "UPDATE dir SET scan_id = ?1 WHERE id = ?2 AND mount_id = ?3 AND state = 'listed' "
     "AND digest = ?4 AND dev = ?5 AND own_blocks = ?6 AND scan_id IS NOT ?1"
@@ -172,28 +172,31 @@ class Intake:
         """Note which directories a worker has recognised as unchanged, nearly all of a later scan; gives the
         records that are still to be taken in.
 
-        Nothing of them is looked up or remembered. Where one of them is not as the worker was told, or was
-        decided before in this scan, all of them go the way of the others.
+        Nothing of them is looked up or remembered. One that is not as the worker was told, or was decided
+        before in this scan, goes the way of the others.
         """
         i, c, cache = self.ingest, self.counts, self.ingest.cache
-        known: list[Record] = []
+        if not i.rescan:
+            return self.window.records
         others: list[Record] = []
+        update, scan_id, mount_id = i.conn.cursor().execute, i.scan_id, i.mount_id
         for r in self.window.records:
-            is_known = r.known_id and r.path not in cache and r.flags == _LAST_UNCHANGED
-            (known if is_known and r.state == _LISTED and not r.err and not r.text else others).append(r)
-        if not known:
-            return others
-        rows = [(i.scan_id, r.known_id, i.mount_id, r.dir_digest, r.dev, r.own_blocks) for r in known]
-        i.conn.execute("SAVEPOINT known")
-        if i.conn.executemany(_IS_AS_IT_WAS, rows).rowcount != len(known):
-            i.conn.execute("ROLLBACK TO known")
-            others = self.window.records
-        else:
-            c.entries += sum(r.n for r in known)
-            c.bytes += sum(r.bytes for r in known)
-            c.disk_bytes += sum(r.blocks + r.own_blocks for r in known) * 512
-            c.dirs += len(known)
-        i.conn.execute("RELEASE known")
+            (_, _, path, flags, state, err, _, n, _, digest, dev, own_blocks,
+             _, size, blocks, _, _, _, _, text, _, known_id) = r  # fmt: skip
+            if (
+                known_id
+                and flags == _LAST_UNCHANGED
+                and state == _LISTED
+                and not (err or text)
+                and path not in cache
+                and update(_IS_AS_IT_WAS, (scan_id, known_id, mount_id, digest, dev, own_blocks)).rowcount
+            ):
+                c.entries += n
+                c.bytes += size
+                c.disk_bytes += (blocks + own_blocks) * 512
+                c.dirs += 1
+            else:
+                others.append(r)
         return others
 
     def _is_unchanged(self, r: Record, d: Dir) -> bool:

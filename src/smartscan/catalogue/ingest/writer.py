@@ -292,7 +292,7 @@ class Ingest:
         rows = self.conn.execute(
             f"WITH RECURSIVE tree(id, path) AS (SELECT ?1, CAST(?2 AS TEXT){below}) "
             "SELECT CAST(tree.path AS BLOB), digest, tree.id FROM tree JOIN dir ON dir.id = tree.id "
-            "AND dir.mount_id = ?3 WHERE digest IS NOT NULL",
+            "AND dir.mount_id = ?3 WHERE digest IS NOT NULL AND state = 'listed'",
             (top.id, root.path, self.mount_id),
         )
         told = []
