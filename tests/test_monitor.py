@@ -10,6 +10,7 @@ import sqlite3
 import struct
 import subprocess
 import sys
+import tempfile
 import termios
 import time
 from collections.abc import Iterator
@@ -146,15 +147,22 @@ class Terminal:
             os.close(self.master)
 
 
-def test_live_it_waits_for_a_catalogue_and_a_scan_and_shows_them(tmp_path: Path) -> None:
-    path = tmp_path / "c.db"
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """A folder whose path takes one line of a terminal, however many tests ran before."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+def test_live_it_waits_for_a_catalogue_and_a_scan_and_shows_them(short_folder: Path) -> None:
+    path = short_folder / "c.db"
     terminal = Terminal("monitor", "--interval", "0.1", "--db", str(path))
     try:
         terminal.read_until(b"there is no catalogue")
-        made = fixture.running(tmp_path / "made.db")
+        made = fixture.running(short_folder / "made.db")
         made.execute("PRAGMA journal_mode = DELETE")
         made.close()
-        os.rename(tmp_path / "made.db", path)
+        os.rename(short_folder / "made.db", path)
         terminal.read_until(b"/mnt/user/Photos/2021/dead")
         db = sqlite3.connect(path, isolation_level=None)
         db.execute("UPDATE scan SET state = 'complete', ended_at = started_at + 5 WHERE id = 3")
