@@ -186,7 +186,7 @@ def test_a_scan_that_is_stopped_goes_on_where_it_stopped(home: Home, number: sig
             until(home.workers, bool, 90)
             time.sleep(1)
             os.killpg(scan.pid, number)
-            scan.communicate(timeout=120)  # beside two other tests it may be slow
+            scan.communicate(timeout=60)
             assert scan.returncode == 130
         home.assert_nothing_is_left()
         mount.set()

@@ -27,7 +27,8 @@ class Workers:
         # Folders go one after the other, and who closes the account does not wait for them.
         self._sweeper = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sweeper")
         self.exits: list[tuple[int, int, int]] = []  # exit status, chunk, attempt; for whoever notes them
-        self._answers: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        # Not a SimpleQueue: a signal whose handler runs past the end of its `get` makes that wait for ever.
+        self._answers: queue.Queue[Callable[[], None]] = queue.Queue()
 
     def hear(self, wait_s: float = 0.0) -> bool:
         """Act on the answers that have come, else wait for one; True where there were some."""
