@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import functools
 import json
+import mmap
 import os
 import re
 import stat
@@ -31,6 +32,7 @@ FOUND, LISTED, EXCLUDED, DENIED, TIMED_OUT, IO_ERROR, OTHER_MOUNT, VANISHED = ra
 # Read at a time: bounds memory. Only a shard of a large directory is larger than 8 MB. Its blocks go in as
 # one sorted run per window, and each run touches all the pages that those before it have filled.
 WINDOW_BYTES = 128 << 20
+ROOM_BYTES = 16 << 20  # what nearly every shard fits in; of it, only what was used takes memory
 RECORD_MAX_BYTES = 1 << 30  # nothing legitimate comes near: a larger length is garbage
 JSON_MAX_BYTES = 1 << 28  # a million roots with long paths; more would fill the memory of who reads it
 
@@ -80,6 +82,17 @@ class Window(NamedTuple):
     buffer: bytes | memoryview  # there until the next window is asked for
     records: list[Record]
     attrs: list[tuple[int, int, int]]
+
+
+class Room:
+    """Memory for one window at a time; who reads many shards has the kernel clear it once, not for each."""
+
+    def __init__(self) -> None:
+        self._kept = mmap.mmap(-1, ROOM_BYTES)
+
+    def of(self, size: int) -> mmap.mmap:
+        """Give at least so many bytes, which may hold what was read before."""
+        return self._kept if size <= ROOM_BYTES else mmap.mmap(-1, size)
 
 
 def record(
@@ -189,46 +202,52 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def windows(path: Path, *, subdirs: bool = False, part: bool = False) -> Iterator[Window]:
+def windows(
+    path: Path, *, subdirs: bool = False, part: bool = False, room: Room | None = None
+) -> Iterator[Window]:
     """Read a shard window by window, every record checked. Memory: one window, or the largest record.
 
-    A window's buffer is there until the next window is asked for. Raises ShardError where a sealed shard is
-    torn, garbled, cut or longer than its END says; a part (`part`) simply ends at its last whole record. The
-    last window of a shard comes only after the whole shard was found good, earlier ones before: who acts on
-    them must be able to take it back.
+    A window's buffer, a part of `room`, is there until the next window is asked for. Raises ShardError where
+    a sealed shard is torn, garbled, cut or longer than its END says; a part (`part`) simply ends at its last
+    whole record. The last window of a shard comes only after the whole shard was found good, earlier ones
+    before: who acts on them must be able to take it back.
     """
     try:
         fd = open_file(path)
     except OSError as e:
         raise ShardError(f"{path.name}: {e.strerror}") from e
     try:
-        at, want, ended = 0, WINDOW_BYTES, False
-        while buffer := os.pread(fd, want, at):
-            if ended:
-                raise ShardError(f"{path.name}: bytes after its end")
-            rows, attrs, good = codec.index(buffer, subdirs)
-            records = list(map(_AS_RECORD, rows))
-            whole = good
-            if records and records[-1].kind == KIND_END:
-                end = records.pop()
-                ended, whole = True, end.offset
-                if good != len(buffer) or end.dir_digest != at + end.offset:
-                    raise ShardError(f"{path.name}: its end does not fit its length")
-            if any(r.kind == KIND_END for r in records):
-                raise ShardError(f"{path.name}: an end in the middle")
-            if records:
-                with memoryview(buffer)[:whole] as view:
-                    yield Window(view, records, attrs)
-            at += good
-            if good:
-                want = WINDOW_BYTES
-            elif len(buffer) >= 16 and want < int.from_bytes(buffer[8:16], "little") <= RECORD_MAX_BYTES:
-                want = int.from_bytes(buffer[8:16], "little")
-            else:
-                break
-            del buffer, rows, records  # the next window takes the place of this one
+        at, want, size, ended = 0, WINDOW_BYTES, os.fstat(fd).st_size, False
+        room = room or Room()
+        while at < size:
+            memory = room.of(min(want, size - at))
+            with memoryview(memory)[: os.preadv(fd, [memory], at)] as buffer:
+                if ended:
+                    raise ShardError(f"{path.name}: bytes after its end")
+                rows, attrs, good = codec.index(buffer, subdirs)
+                records = list(map(_AS_RECORD, rows))
+                whole = good
+                if records and records[-1].kind == KIND_END:
+                    end = records.pop()
+                    ended, whole = True, end.offset
+                    if good != len(buffer) or end.dir_digest != at + end.offset:
+                        raise ShardError(f"{path.name}: its end does not fit its length")
+                if any(r.kind == KIND_END for r in records):
+                    raise ShardError(f"{path.name}: an end in the middle")
+                if records:
+                    with buffer[:whole] as view:
+                        yield Window(view, records, attrs)
+                at += good
+                if good:
+                    want = WINDOW_BYTES
+                elif len(buffer) >= 16 and want < int.from_bytes(buffer[8:16], "little") <= RECORD_MAX_BYTES:
+                    want = int.from_bytes(buffer[8:16], "little")
+                else:
+                    break
+                del memory, rows, records  # the next window takes the place of this one
         if not ended and not part:
-            raise ShardError(f"{path.name}: damaged at byte {at}" if buffer else f"{path.name}: has no end")
+            fault = f"damaged at byte {at}" if at < size else "has no end"
+            raise ShardError(f"{path.name}: {fault}")
     except OSError as e:
         raise ShardError(f"{path.name}: {e.strerror}") from e
     finally:
