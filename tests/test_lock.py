@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from disks import fill, small_disk
-from smartscan.catalogue.lock import SILENCE_S, Holder, MountLock, holders, refuse_other_path
+from smartscan.catalogue.lock import SILENCE_S, Holder, MountLock, holders, is_held, refuse_other_path
 from smartscan.catalogue.open import open_catalogue
 from smartscan.errors import CatalogueBusy, CatalogueError, CatalogueFull
 from smartscan.faults import fault_mount
@@ -80,9 +80,10 @@ def test_two_mounts_may_be_scanned_at_once(path, hold):
 
 def test_a_lock_goes_with_its_process_however_it_ends(path, hold):
     first = hold(path, "usr")
+    assert is_held(path, "usr") and is_held(path, "home") is None
     first.send_signal(signal.SIGKILL)
     first.wait()
-    assert holders(path) == {}
+    assert holders(path) == {} and is_held(path, "usr") is False
     with MountLock(path, "usr"):
         pass
 

@@ -95,6 +95,7 @@ def test_a_stopped_scan_says_how_to_go_on_and_does(share, db, number):
     stopped = holdings(db, "Media")
     check_consistent(stopped, stale=True)
     assert 0 < len(stopped.entries) < len(find_listing(share)) - 1
+    assert "Stopped; what was read is kept. To go on: smartscan scan" in run("stats", "--db", db).stdout
     assert "Going on with scan 1, which did not end." in scan(share, db, *SMALL).stderr
     check_as_if_undisturbed(share, db)
 
@@ -293,6 +294,24 @@ def test_killed_workers_cost_nothing(share, db):
     check_consistent(held)
     check_same_tree(held, find_listing(share))
     assert workers_of(db) == []
+
+
+def test_it_is_known_at_once_that_a_controller_was_killed(share, db):
+    with ended_at_last(start(*scan_words(share, db, *SMALL))) as scanning:
+        until(lambda: workers_of(db) or scanning.poll() is not None)
+        assert "has ended" not in run("monitor", "--once", "--db", db).stdout
+        assert "broken off" not in run("stats", "--db", db).stdout
+        scanning.kill()
+        scanning.wait()
+    told = run("monitor", "--once", "--db", db).stdout
+    assert f"controller (process {scanning.pid} on " in told and "has ended." in told
+    assert "Broken off: its controller ended without closing it" in run("stats", "--db", db).stdout
+    copy = db.parent.parent / "copy.db"  # beside which are no locks: nobody can tell
+    run("-c", f"import sqlite3; sqlite3.connect({str(db)!r}).backup(sqlite3.connect({str(copy)!r}))",
+        command=(sys.executable,))
+    assert "broken off" not in run("stats", "--db", copy).stdout
+    scan(share, db, *SMALL)
+    assert "No scan is running" in run("monitor", "--once", "--db", db).stdout
 
 
 def test_no_worker_outlives_a_controller_that_was_killed(share, db):

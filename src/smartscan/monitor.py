@@ -54,10 +54,14 @@ class View(NamedTuple):
     unanswered: list[Problem]
 
     @property
+    def quiet_s(self) -> float:
+        """Tell how long ago the controller last gave a sign of life."""
+        return self.at - (self.scan.beat_at or self.scan.started_at)
+
+    @property
     def silent_s(self) -> float | None:
         """Tell for how long there was no sign of life of the controller, where that is too long."""
-        quiet_s = self.at - (self.scan.beat_at or self.scan.started_at)
-        return quiet_s if quiet_s > SILENT_S else None
+        return self.quiet_s if self.quiet_s > SILENT_S else None
 
     @property
     def remaining(self) -> int | None:
@@ -195,15 +199,10 @@ def _scan(view: View, commands: words.Commands) -> list[Line | Facts | Table]:
     blocks: list[Line | Facts | Table] = [
         Line(f"{scan.mount.name} ({words.full(scan.mount, b'')}), scan {scan.id}", TITLE),
         *_warnings(view, commands),
-        Facts([
-            ("Running for", units.duration(view.at - scan.started_at)),
-            ("Chunks", chunk_words(view.chunks)),
-            ("Seen", f"{words.plural(view.entries, 'entry')} in {words.plural(view.dirs, 'directory')}, "
-                     f"{units.size(view.bytes)}"),
-            ("Reading", _rate_words(view.rate)),
-            ("Until the end", _left_words(view)),
-        ]),
+        _facts(view),
     ]
+    if scan.broken_off:
+        return blocks  # what its workers were in is long past
     if view.attempts:
         columns = (">Chunk", ">Try", ">For", ">Entries", "Now reading", "In", ">Since")
         blocks += [Line(), Table("Workers", columns, [_worker(view, attempt) for attempt in view.attempts])]
@@ -219,10 +218,30 @@ def _scan(view: View, commands: words.Commands) -> list[Line | Facts | Table]:
     return blocks
 
 
+def _facts(view: View) -> Facts:
+    entries, dirs = words.plural(view.entries, "entry"), words.plural(view.dirs, "directory")
+    chunks = ("Chunks", chunk_words(view.chunks))
+    seen = ("Seen", f"{entries} in {dirs}, {units.size(view.bytes)}")
+    if view.scan.broken_off:
+        return Facts([("Last sign of life", units.age(view.quiet_s)), chunks, seen])
+    return Facts([
+        ("Running for", units.duration(view.at - view.scan.started_at)),
+        chunks,
+        seen,
+        ("Reading", _rate_words(view.rate)),
+        ("Until the end", _left_words(view)),
+    ])
+
+
 def _warnings(view: View, commands: words.Commands) -> list[Line]:
     scan, lines = view.scan, []
-    if view.silent_s is not None:
-        pid, host = scan.controller.get("pid", units.UNKNOWN), scan.controller.get("host", units.UNKNOWN)
+    pid, host = scan.controller.get("pid", units.UNKNOWN), scan.controller.get("host", units.UNKNOWN)
+    if scan.broken_off:
+        lines += [
+            Line(f"Its controller (process {pid} on {host}) has ended.", BAD),
+            Line(f"This goes on where it stopped: {commands.scan(scan.mount)}", BAD),
+        ]
+    elif view.silent_s is not None:
         silent = units.duration(view.silent_s)
         lines += [
             Line(f"No sign of life of its controller (process {pid} on {host}) for {silent}.", BAD),

@@ -142,6 +142,15 @@ def holders(catalogue: Path) -> dict[str, Holder]:
     return found
 
 
+def is_held(catalogue: Path, mount: str) -> bool | None:
+    """Tell whether a controller is at work on a mount; None where that cannot be told, as beside a copy."""
+    seen = _look(_folder(catalogue) / f"{mount}.lock")
+    if seen is None:
+        return None
+    _, holder, beat_at, held = seen
+    return held or (holder is not None and _is_elsewhere(holder, catalogue) and _lives(holder, beat_at))
+
+
 def refuse_other_path(catalogue: Path) -> None:
     """Raise CatalogueError while a controller is at work that reaches the catalogue by another path.
 
@@ -163,19 +172,21 @@ def refuse_other_path(catalogue: Path) -> None:
 
 def _locks(catalogue: Path) -> list[tuple[str, Holder | None, float, bool]]:
     """List all locks: mount, holder as written, last beat, and whether somebody holds it by our path."""
-    found = []
     folder = _folder(catalogue)
-    for file in sorted(folder.glob("*.lock")) if folder.is_dir() else ():
-        try:
-            fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:  # gone, or not ours to read
-            continue
-        try:
-            beat_at = os.fstat(fd).st_mtime
-            found.append((file.stem, Holder.from_json(_content(fd)), beat_at, _is_locked(fd)))
-        finally:
-            os.close(fd)
-    return found
+    files = sorted(folder.glob("*.lock")) if folder.is_dir() else ()
+    return [seen for seen in map(_look, files) if seen]
+
+
+def _look(file: Path) -> tuple[str, Holder | None, float, bool] | None:
+    """Look at one lock; None where it is gone, or not ours to read."""
+    try:
+        fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        return file.stem, Holder.from_json(_content(fd)), os.fstat(fd).st_mtime, _is_locked(fd)
+    finally:
+        os.close(fd)
 
 
 def _folder(catalogue: Path) -> Path:

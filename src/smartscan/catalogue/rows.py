@@ -47,6 +47,12 @@ class Scan(NamedTuple):
     entries_new: int | None
     entries_changed: int | None
     entries_gone: int | None
+    broken_off: bool = False  # it runs by its row, but its controller has ended
+
+    @property
+    def standing(self) -> str:
+        """Tell how it stands, in words."""
+        return "broken off" if self.broken_off else self.state
 
 
 class Totals(NamedTuple):

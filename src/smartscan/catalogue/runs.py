@@ -1,15 +1,17 @@
 """Questions about scans and their chunks: what runs, what was done, what happened.
 
-Touches: the catalogue, through a connection of `read.open_for_reading`.
+Touches: the catalogue, through a connection of `read.open_for_reading`; the locks beside it.
 """
 
 from __future__ import annotations
 
 import json
 import sqlite3
+from pathlib import Path
 from typing import Any
 
-from smartscan.catalogue.read import MOUNT_COLUMNS
+from smartscan.catalogue import lock
+from smartscan.catalogue.read import MOUNT_COLUMNS, open_for_reading
 from smartscan.catalogue.rows import Attempt, ChunkCount, ChunkRow, Event, Mount, Reading, Scan
 from smartscan.errors import UsageError
 from smartscan.model import ChunkState, Root, ScanState, Scope
@@ -49,7 +51,20 @@ def scan(db: sqlite3.Connection, scan_id: int) -> Scan:
 def _scans(db: sqlite3.Connection, where: str, *values: object) -> list[Scan]:
     source = "scan JOIN mount ON mount.id = scan.mount_id"
     rows = db.execute(f"SELECT {MOUNT_COLUMNS}, {_SCAN} FROM {source} WHERE {where}", values)
-    return [_scan(row) for row in rows]
+    found = [_scan(row) for row in rows]
+    return [scan._replace(broken_off=_is_broken_off(db, scan)) for scan in found]
+
+
+def _is_broken_off(db: sqlite3.Connection, scan: Scan) -> bool:
+    """Tell whether nobody is at work on a scan that was not closed: it was killed, or the power failed."""
+    if scan.state is not ScanState.RUNNING:
+        return False
+    path = Path(next(file for _, name, file in db.execute("PRAGMA database_list") if name == "main"))
+    if lock.is_held(path, scan.mount.name) is not False:
+        return False
+    with open_for_reading(path) as later:  # who closes a scan lets go of the lock only then
+        (state,) = later.execute("SELECT state FROM scan WHERE id = ?", (scan.id,)).fetchone()
+    return bool(state == ScanState.RUNNING)
 
 
 def _scan(row: tuple[Any, ...]) -> Scan:

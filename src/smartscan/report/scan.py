@@ -57,9 +57,9 @@ def page(found: Summary, commands: words.Commands = words.INSTALLED) -> Page:
     took_s = None if scan.ended_at is None else scan.ended_at - scan.started_at
     incomplete = scan.state is not ScanState.COMPLETE
     dirs = certificate["dirs"]["found"] if certificate else scan.dirs  # a retry visits some a second time
-    title = f"{mount.name} ({words.full(mount, b'')}), scan {scan.id}: {scan.state}"
+    title = f"{mount.name} ({words.full(mount, b'')}), scan {scan.id}: {scan.standing}"
     blocks: list[Line | Facts | Table] = [
-        Line(title, _tone(scan.state)),
+        Line(title, _tone(scan)),
         Facts([
             ("Files", units.at_least(units.count(found.totals.files), incomplete)),
             ("Directories", units.at_least(units.count(dirs), incomplete)),
@@ -98,6 +98,7 @@ def scan_json(scan: Scan) -> dict[str, Any]:
         "mount": scan.mount.name,
         **words.full_json(scan.mount, b""),
         "state": scan.state.value,
+        "broken_off": scan.broken_off,
         "engine": scan.engine,
         "started_at": scan.started_at,
         "ended_at": scan.ended_at,
@@ -193,6 +194,11 @@ def next_words(scan: Scan, commands: words.Commands = words.INSTALLED) -> list[s
     """Say what the result means and what to do now."""
     name = scan.mount.name
     ask = commands("stats", name)
+    if scan.broken_off:
+        return [
+            "Broken off: its controller ended without closing it; what was read is kept. "
+            f"To go on: {commands.scan(scan.mount)}"
+        ]
     match scan.state:
         case ScanState.COMPLETE:
             return [f"Complete: every directory was read or left out by a rule. To look at it: {ask}"]
@@ -213,8 +219,9 @@ def next_words(scan: Scan, commands: words.Commands = words.INSTALLED) -> list[s
     ]
 
 
-def _tone(state: ScanState) -> str:
-    return {ScanState.COMPLETE: GOOD, ScanState.RUNNING: ""}.get(state, BAD)
+def _tone(scan: Scan) -> str:
+    tones = {ScanState.COMPLETE: GOOD, ScanState.RUNNING: BAD if scan.broken_off else ""}
+    return tones.get(scan.state, BAD)
 
 
 def _certificate_json(certificate: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -268,7 +275,7 @@ def _reasons(certificate: Mapping[str, Any], used: int) -> list[str]:
 
 def _time_words(scan: Scan, took_s: float | None) -> str:
     if took_s is None:
-        return f"running since {words.moment(scan.started_at)}"
+        return f"{'began' if scan.broken_off else 'running since'} {words.moment(scan.started_at)}"
     return f"{units.duration(took_s)}, {units.rate(units.per_second(scan.entries, took_s), 'entries')}"
 
 

@@ -204,7 +204,7 @@ def _last_scan(share: Share) -> str:
     if not share.scans:
         return "none"
     last = share.scans[0]
-    return f"{words.moment(last.started_at)}, {last.state}"
+    return f"{words.moment(last.started_at)}, {last.standing}"
 
 
 def _tally(
@@ -249,7 +249,7 @@ def _history(shares: Sequence[Share]) -> Table:
             scan.mount.name,
             words.moment(scan.started_at),
             "" if scan.ended_at is None else units.duration(scan.ended_at - scan.started_at),
-            scan.state,
+            scan.standing,
             units.count(scan.entries),
             "" if scan.entries_new is None else units.count(scan.entries_new),
             "" if scan.entries_changed is None else units.count(scan.entries_changed),
@@ -263,18 +263,23 @@ def _history(shares: Sequence[Share]) -> Table:
 
 
 def _missing(share: Share, commands: words.Commands) -> list[Line | Table]:
+    blocks: list[Line | Table] = []
     certified = next((scan for scan in share.scans if scan.certificate is not None), None)
-    if certified is None or certified.certificate is None:
-        return []
-    title = f"{share.mount.name}, scan {certified.id}: {certified.state}"
-    blocks: list[Line | Table] = [Line(), Line(title, TITLE)]
-    blocks += [Line(text) for text in scans.certificate_words(certified.certificate, commands)]
-    if share.missing:
-        blocks += [Line(), scans.unread_table(share.missing, certified.certificate, commands)]
-    if share.left_out:
-        rows = [[_rule(reason or state), units.count(n)] for state, reason, n in share.left_out]
-        blocks += [Line(), Table("Left out", ("Rule", ">Directories"), rows)]
+    if certified is not None and certified.certificate is not None:
+        blocks += _titled(certified, scans.certificate_words(certified.certificate, commands))
+        if share.missing:
+            blocks += [Line(), scans.unread_table(share.missing, certified.certificate, commands)]
+        if share.left_out:
+            rows = [[_rule(reason or state), units.count(n)] for state, reason, n in share.left_out]
+            blocks += [Line(), Table("Left out", ("Rule", ">Directories"), rows)]
+    last = share.scans[0] if share.scans else None
+    if last is not None and (last.broken_off or last.state is ScanState.CANCELLED):
+        blocks += _titled(last, scans.next_words(last, commands))
     return blocks
+
+
+def _titled(scan: Scan, texts: list[str]) -> list[Line | Table]:
+    return [Line(), Line(f"{scan.mount.name}, scan {scan.id}: {scan.standing}", TITLE), *map(Line, texts)]
 
 
 def _rule(rule: str) -> str:
