@@ -272,11 +272,12 @@ def test_stop_gives_back_what_is_not_begun(tmp_path, wide_share, environment):
     for number in range(5):  # on a busy host it may be at its end before it is held
         sums = Sums()
         attempt = Attempt(tmp_path / f"{number}", wide_share, environment, limits=FAST._replace(threads=1))
+        progress = attempt.folder / "progress.json"
         with attempt.held():
             (attempt.folder / "stop").touch()
             for _ in range(2):  # the guard passes orders on before it writes how far it is
-                seen = (attempt.folder / "progress.json").stat().st_ino
-                attempt.until(lambda seen=seen: (attempt.folder / "progress.json").stat().st_ino != seen)
+                seen = progress.stat().st_ino
+                attempt.until(lambda seen=seen, progress=progress: progress.stat().st_ino != seen)
         result = attempt.wait()
         assert result["outcome"] == "cancelled"
         sums.take(attempt.folder, result["shards"])
