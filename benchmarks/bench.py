@@ -194,6 +194,14 @@ class Bench:
         entries, _, disk_bytes = map(int, walk.stdout.split())
         return Tree(path, files, entries, disk_bytes, by_entry=entries < 2_000_000)
 
+    def forget(self) -> None:
+        """Have the kernel forget all names, inodes and pages that it holds of any disk."""
+        os.sync()
+        try:
+            Path("/proc/sys/vm/drop_caches").write_text("3")
+        except OSError as error:
+            raise Missing("only root of the host can empty the kernel's caches") from error
+
     @contextmanager
     def latency(self, dirs: int, files_per_dir: int, cache_s: float) -> Iterator[Tree]:
         """Mount the slow file system; it is new to the kernel each time, so that nothing is cached."""
@@ -315,6 +323,19 @@ class Bench:
                 with self.latency(dirs, 40, cache_s) as tree:
                     self.keep(f"{key}/bare", self.run(self.tool("barewalk"), tree.path, "32"))
 
+    def group_cold(self) -> None:
+        """A first scan of a share that nobody has read since the machine was started."""
+        tree, db = self.million(), self.catalogue("cold")
+        for _ in range(min(self.rounds, 3)):
+            for run in (
+                lambda: self.du("cold/du", tree),
+                lambda: self.scan("cold/first", tree, db),
+                lambda: self.optional("cold/gdu", lambda: self.run(self.peer("gdu"), "-npc", tree.path)),
+                lambda: self.keep("cold/bare", self.run(self.tool("barewalk"), tree.path)),
+            ):
+                self.forget()
+                run()
+
     def group_visible(self) -> None:
         """How long until somebody who reads the catalogue sees rows."""
         tree, db = self.million(), self.catalogue("visible")
@@ -361,7 +382,7 @@ class Bench:
                 self.keep(f"threads/{threads}/bare", self.run(self.tool("barewalk"), tree.path, str(threads)))
 
 
-GROUPS = ("tree", "flat", "dirs", "latency", "visible", "curves", "big")
+GROUPS = ("tree", "cold", "flat", "dirs", "latency", "visible", "curves", "big")
 TREES = {"tree": "1m", "big": "5m", "flat": "flat"}  # whose number of files the table needs
 
 
@@ -406,6 +427,9 @@ def rows(files: dict[str, int]) -> list[Row]:
         Row("first scan / `find -printf`", "tree/first", wall, "x", 0.6, "tree/find"),
         Row("first scan / bare C walk, one thread per core", "tree/first", wall, "x", None, "tree/bare"),
         Row("second scan, nothing changed / `du -s`", "tree/second", wall, "x", 0.7, "tree/du"),
+        Row("first scan, nothing in the kernel's caches / `du -s`", "cold/first", wall, "x", None, "cold/du"),
+        Row("the same / `gdu -npc`", "cold/first", wall, "x", None, "cold/gdu"),
+        Row("the same / bare C walk, one thread per core", "cold/first", wall, "x", None, "cold/bare"),
         Row("CPU per million files, all processes", "tree/first", _of("cpu_s", million / 1e6), "s", 4.5),
         Row("first scan, time of all cores without work", "tree/first", _of_cores("idle_s"), "%", None),
         Row("the same, time that the host gave to others", "tree/first", _of_cores("stolen_s"), "%", None),
@@ -485,7 +509,8 @@ def table(data: dict[str, Any]) -> str:
     m = data["machine"]
     lines = [
         f"{m['cores']} cores ({m['cpu']}), {m['memory_gib']} GiB of memory, {m['file_system']}, "
-        f"{m['kernel']}, Python {m['python']}, SQLite {m['sqlite']}; warm cache, interleaved runs.",
+        f"{m['kernel']}, Python {m['python']}, SQLite {m['sqlite']}; interleaved runs, with a warm cache but "
+        "where a row says otherwise.",
         "",
         "| what | bar | median | least .. most | runs | seconds | |",
         "|---|---|---|---|---|---|---|",
