@@ -7,7 +7,8 @@ Touches: the directory given by --dir (trees, catalogues), a FUSE mount in it, b
     python benchmarks/bench.py --only tree,latency some groups, merged into the results of the others
     python benchmarks/bench.py --report            write the tables of both README.md anew from the results
 
-Runs of one group are interleaved (A B C A B C ...), with a warm cache, and a value is the median of its runs.
+Runs of one group are interleaved (A B C A B C ...), and a value is the median of its runs. The cache is warm,
+but in the group `cold`, for which the kernel's caches of the whole host are emptied before each run.
 Every scan is checked against its tree: the number of entries and the disk bytes each time, every entry by
 name, inode, size and time in the first round where the tree is not the largest. What fails has no result.
 """
@@ -509,8 +510,8 @@ def table(data: dict[str, Any]) -> str:
     m = data["machine"]
     lines = [
         f"{m['cores']} cores ({m['cpu']}), {m['memory_gib']} GiB of memory, {m['file_system']}, "
-        f"{m['kernel']}, Python {m['python']}, SQLite {m['sqlite']}; interleaved runs, with a warm cache but "
-        "where a row says otherwise.",
+        f"{m['kernel']}, Python {m['python']}, SQLite {m['sqlite']}; interleaved runs, with a warm cache "
+        "except where a row says otherwise.",
         "",
         "| what | bar | median | least .. most | runs | seconds | |",
         "|---|---|---|---|---|---|---|",

@@ -96,6 +96,16 @@ def test_a_lock_is_free_again_after_the_block_also_to_its_own_process(path):
     assert holders(path) == {}
 
 
+def test_a_link_to_the_catalogue_has_its_locks(path, tmp_path):
+    link = tmp_path / "elsewhere" / "link.db"
+    link.parent.mkdir()
+    link.symlink_to(path)
+    with MountLock(path, "usr"):
+        assert is_held(link, "usr")
+        with pytest.raises(CatalogueBusy):
+            MountLock(link, "usr").__enter__()
+
+
 def test_a_worker_does_not_inherit_the_lock(path):
     with MountLock(path, "usr"):
         child = subprocess.Popen(["sleep", "60"], close_fds=False)
@@ -178,10 +188,12 @@ def test_a_holder_that_cannot_be_seen_lives_as_long_as_it_beats(path):
     file = rewrite(path, "usr", pid_ns="pid:[1]", dev=1)
     with pytest.raises(CatalogueError, match="by another path"):
         refuse_other_path(path)
+    assert is_held(path, "usr")
     silent_at = time.time() - SILENCE_S - 1
     os.utime(file, (silent_at, silent_at))
     refuse_other_path(path)
     assert holders(path) == {}
+    assert is_held(path, "usr") is None  # it may be busy
 
 
 def test_a_holder_on_another_host_counts_as_another_path(path):
@@ -193,8 +205,10 @@ def test_a_holder_on_another_host_counts_as_another_path(path):
 def test_a_holder_whose_process_is_gone_or_another_by_now_is_dead_at_once(path):
     rewrite(path, "usr", dev=1, started=1)
     refuse_other_path(path)
+    assert is_held(path, "usr") is False
     rewrite(path, "usr", dev=1, pid=2**22 - 3)
     refuse_other_path(path)
+    assert is_held(path, "usr") is False
 
 
 def test_the_holder_beats(path):

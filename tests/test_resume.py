@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import signal
 import sqlite3
 import subprocess
@@ -299,13 +300,14 @@ def test_killed_workers_cost_nothing(share, db):
 def test_it_is_known_at_once_that_a_controller_was_killed(share, db):
     with ended_at_last(start(*scan_words(share, db, *SMALL))) as scanning:
         until(lambda: workers_of(db) or scanning.poll() is not None)
+        scanning.send_signal(signal.SIGSTOP)  # a controller that hangs is at work
         assert "has ended" not in run("monitor", "--once", "--db", db).stdout
         assert "broken off" not in run("stats", "--db", db).stdout
         scanning.kill()
         scanning.wait()
     told = run("monitor", "--once", "--db", db).stdout
     assert f"controller (process {scanning.pid} on " in told and "has ended." in told
-    assert "Broken off: its controller ended without closing it" in run("stats", "--db", db).stdout
+    assert "Broken off: its controller ended before the scan did" in run("stats", "--db", db).stdout
     copy = db.parent.parent / "copy.db"  # beside which are no locks: nobody can tell
     run("-c", f"import sqlite3; sqlite3.connect({str(db)!r}).backup(sqlite3.connect({str(copy)!r}))",
         command=(sys.executable,))
@@ -323,6 +325,17 @@ def test_no_worker_outlives_a_controller_that_was_killed(share, db):
     run("cleanup", "--db", db)
     scan(share, db, *SMALL)
     check_as_if_undisturbed(share, db)
+
+
+def test_the_command_that_goes_on_has_the_rules_of_the_scan(share, db):
+    rules = ("--exclude", "film 1*", "--exclude", "it's", "--enter-system-dirs", "--one-file-system")
+    with ended_at_last(start(*scan_words(share, db, *rules, *SMALL))) as scanning:
+        until(lambda: shards_in(db) > 3 or scanning.poll() is not None)
+        scanning.send_signal(signal.SIGTERM)
+        out, _ = scanning.communicate(timeout=30)
+    (told,) = (line.partition("To go on: smartscan ")[2] for line in out.splitlines() if "To go on" in line)
+    done = run(*shlex.split(told), "--engine", "local", code=None)
+    assert "Going on with scan 1, which did not end." in done.stderr, told
 
 
 def test_other_rules_begin_a_new_scan(share, db):

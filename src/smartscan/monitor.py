@@ -1,6 +1,7 @@
 """Running scans, as the catalogue tells of them; nothing here talks to a controller or a worker.
 
-Touches: the catalogue, for reading; the terminal. May be started and stopped at any time.
+Touches: the catalogue and the locks beside it, for reading; the terminal. May be started and stopped at any
+time.
 """
 
 from __future__ import annotations
@@ -122,7 +123,7 @@ def _view(db: sqlite3.Connection, scan: Scan, meter: Meter, now: float) -> View:
         entries,
         dirs,
         size,
-        meter.rate(scan, now, entries, size),
+        None if scan.broken_off else meter.rate(scan, now, entries, size),
         attempts,
         runs.lost_attempts(db, scan.id),
         runs.readings(db, scan.id),
@@ -180,7 +181,7 @@ def _frame(path: Path, meter: Meter, commands: words.Commands) -> Page:
     except CatalogueError as error:  # it may be made, or unlocked, in a moment
         return [Line(str(error)), waiting]
     shown = page(found, last, now=now, commands=commands)
-    return shown if found else [*shown, waiting]
+    return shown if any(not view.scan.broken_off for view in found) else [*shown, Line(), waiting]
 
 
 def _idle(last: Scan | None, now: float, commands: words.Commands) -> Page:
@@ -196,17 +197,18 @@ def _idle(last: Scan | None, now: float, commands: words.Commands) -> Page:
 
 def _scan(view: View, commands: words.Commands) -> list[Line | Facts | Table]:
     scan = view.scan
+    broken = ": broken off" if scan.broken_off else ""
     blocks: list[Line | Facts | Table] = [
-        Line(f"{scan.mount.name} ({words.full(scan.mount, b'')}), scan {scan.id}", TITLE),
+        Line(f"{scan.mount.name} ({words.full(scan.mount, b'')}), scan {scan.id}{broken}", TITLE),
         *_warnings(view, commands),
         _facts(view),
     ]
-    if scan.broken_off:
-        return blocks  # what its workers were in is long past
-    if view.attempts:
+    live = not scan.broken_off  # else nobody writes what the workers are in, if there are any
+    if view.attempts and live:
         columns = (">Chunk", ">Try", ">For", ">Entries", "Now reading", "In", ">Since")
         blocks += [Line(), Table("Workers", columns, [_worker(view, attempt) for attempt in view.attempts])]
-    if slow := [reading for reading in view.readings if view.at - reading.since_at >= SLOW_S][:ROWS]:
+    slow = [reading for reading in view.readings if view.at - reading.since_at >= SLOW_S][:ROWS]
+    if slow and live:
         rows = [
             [units.duration(view.at - r.since_at), r.op, f"{r.chunk_id}", _path(scan, r.path)] for r in slow
         ]
@@ -239,15 +241,15 @@ def _warnings(view: View, commands: words.Commands) -> list[Line]:
     if scan.broken_off:
         lines += [
             Line(f"Its controller (process {pid} on {host}) has ended.", BAD),
-            Line(f"This goes on where it stopped: {commands.scan(scan.mount)}", BAD),
+            Line(f"This goes on where it stopped: {commands.scan(scan)}", BAD),
         ]
     elif view.silent_s is not None:
         silent = units.duration(view.silent_s)
         lines += [
             Line(f"No sign of life of its controller (process {pid} on {host}) for {silent}.", BAD),
-            Line(f"If that is dead, this goes on where it stopped: {commands.scan(scan.mount)}", BAD),
+            Line(f"If that is dead, this goes on where it stopped: {commands.scan(scan)}", BAD),
         ]
-    if scan.paused:
+    if scan.paused and not scan.broken_off:
         lines.append(Line(f"Paused: {show(scan.paused.encode())}", BAD))
     if scan.mount_dead:
         lines.append(Line("The mount stopped answering; its chunks wait.", BAD))

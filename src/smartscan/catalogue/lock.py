@@ -143,12 +143,23 @@ def holders(catalogue: Path) -> dict[str, Holder]:
 
 
 def is_held(catalogue: Path, mount: str) -> bool | None:
-    """Tell whether a controller is at work on a mount; None where that cannot be told, as beside a copy."""
-    seen = _look(_folder(catalogue) / f"{mount}.lock")
-    if seen is None:
+    """Tell whether a controller is at work on a mount; None where that cannot be told.
+
+    As where there is no lock, or where its holder reaches the catalogue by another path, is not seen from
+    here and is silent: it may be busy.
+    """
+    try:
+        seen = _look(_folder(catalogue) / f"{mount}.lock")
+        if seen is None:
+            return None
+        _, holder, beat_at, held = seen
+        if held or holder is None or not _is_elsewhere(holder, catalogue):
+            return held
+        if _lives(holder, beat_at):
+            return True
+        return False if _is_seen(holder) or _is_of_before(holder, beat_at) else None
+    except OSError:  # this file system knows no locks, or hangs
         return None
-    _, holder, beat_at, held = seen
-    return held or (holder is not None and _is_elsewhere(holder, catalogue) and _lives(holder, beat_at))
 
 
 def refuse_other_path(catalogue: Path) -> None:
@@ -190,7 +201,7 @@ def _look(file: Path) -> tuple[str, Holder | None, float, bool] | None:
 
 
 def _folder(catalogue: Path) -> Path:
-    return catalogue.parent / "locks"
+    return directory.beside(catalogue, "locks")
 
 
 def _is_elsewhere(holder: Holder, catalogue: Path) -> bool:
@@ -198,8 +209,13 @@ def _is_elsewhere(holder: Holder, catalogue: Path) -> bool:
     return (holder.dev, holder.boot_id) != (_folder(catalogue).stat().st_dev, _boot_id())
 
 
+def _is_seen(holder: Holder) -> bool:
+    """Tell whether its process would be in our /proc."""
+    return (holder.boot_id, holder.pid_ns) == (_boot_id(), _pid_ns())
+
+
 def _lives(holder: Holder, beat_at: float) -> bool:
-    if (holder.boot_id, holder.pid_ns) == (_boot_id(), _pid_ns()):
+    if _is_seen(holder):
         return _started(holder.pid) == holder.started
     if _is_of_before(holder, beat_at) and (holder.host == os.uname().nodename or _uptime_s() > SETTLED_S):
         return False  # its machine was cut off: this one, before it was booted

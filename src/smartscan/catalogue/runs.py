@@ -63,8 +63,9 @@ def _is_broken_off(db: sqlite3.Connection, scan: Scan) -> bool:
     if lock.is_held(path, scan.mount.name) is not False:
         return False
     with open_for_reading(path) as later:  # who closes a scan lets go of the lock only then
-        (state,) = later.execute("SELECT state FROM scan WHERE id = ?", (scan.id,)).fetchone()
-    return bool(state == ScanState.RUNNING)
+        row = later.execute("SELECT state FROM scan WHERE id = ?", (scan.id,)).fetchone()
+    # Asked again, because the next controller may have come meanwhile, and the scan goes on.
+    return row == (ScanState.RUNNING,) and lock.is_held(path, scan.mount.name) is False
 
 
 def _scan(row: tuple[Any, ...]) -> Scan:

@@ -27,7 +27,7 @@ CREATE TABLE mount (
 CREATE TABLE scan (
     id INTEGER PRIMARY KEY,
     mount_id INTEGER NOT NULL REFERENCES mount(id),
-    state TEXT NOT NULL,                -- running, complete, incomplete, cancelled
+    state TEXT NOT NULL,                -- running (also after a kill), complete, incomplete, cancelled
     started_at REAL NOT NULL,
     ended_at REAL,
     beat_at REAL,                       -- last sign of life of the controller

@@ -1,6 +1,6 @@
 """`monitor`: watch running scans.
 
-Touches: the catalogue, for reading; stdout.
+Touches: the catalogue and the locks beside it, for reading; stdout.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from smartscan.cli import _options as options
 def command(db: Path | None, once: bool, interval: float, as_json: bool) -> None:
     """Watch running scans: chunks, rates, what each worker reads.
 
-    Reads the catalogue only, so it may be started and stopped at any time, from any terminal. --json prints
-    one look, as --once does.
+    Reads the catalogue and the locks beside it only, so it may be started and stopped at any time, from any
+    terminal. --json prints one look, as --once does.
     """
     from smartscan import monitor
     from smartscan.report import page

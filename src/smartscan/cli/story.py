@@ -1,6 +1,6 @@
 """`story`: what happened to a chunk.
 
-Touches: the catalogue, for reading; stdout.
+Touches: the catalogue and the locks beside it, for reading; stdout.
 """
 
 from __future__ import annotations

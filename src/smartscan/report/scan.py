@@ -1,6 +1,6 @@
 """What a scan came to: the text at its end, and the certificate that says what is missing.
 
-Touches: the catalogue, through the connection it is given.
+Touches: the catalogue, through the connection it is given; the locks beside it.
 """
 
 from __future__ import annotations
@@ -196,20 +196,20 @@ def next_words(scan: Scan, commands: words.Commands = words.INSTALLED) -> list[s
     ask = commands("stats", name)
     if scan.broken_off:
         return [
-            "Broken off: its controller ended without closing it; what was read is kept. "
-            f"To go on: {commands.scan(scan.mount)}"
+            "Broken off: its controller ended before the scan did; what was read is kept. "
+            f"To go on: {commands.scan(scan)}"
         ]
     match scan.state:
         case ScanState.COMPLETE:
             return [f"Complete: every directory was read or left out by a rule. To look at it: {ask}"]
         case ScanState.CANCELLED:
-            return [f"Stopped; what was read is kept. To go on: {commands.scan(scan.mount)}"]
+            return [f"Stopped; what was read is kept. To go on: {commands.scan(scan)}"]
         case ScanState.RUNNING:
             return [f"Still running. To watch it: {commands('monitor')}. What is there so far: {ask}"]
     if scan.mount_dead:
         return [
             "Incomplete: the mount stopped answering, and what was left of it waits until it does again.",
-            f"See to the storage, then go on: {commands.scan(scan.mount)}",
+            f"See to the storage, then go on: {commands.scan(scan)}",
         ]
     n = unread_dirs(scan.certificate)
     what = f"{words.plural(n, 'directory')} could not be read" if n else "some entries could not be read"

@@ -1,6 +1,7 @@
 """What the catalogue holds: totals by kind, extension, owner, age and size, the largest, what is missing.
 
-Touches: the catalogue, through the connection it is given; the user database, for names of owners.
+Touches: the catalogue, through the connection it is given; the locks beside it; the user database, for
+names of owners.
 """
 
 from __future__ import annotations

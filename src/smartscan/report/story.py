@@ -1,6 +1,6 @@
 """Everything that happened to one chunk, in order.
 
-Touches: the catalogue, through the connection it is given.
+Touches: the catalogue, through the connection it is given; the locks beside it.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ import time
 from typing import NamedTuple
 
 from smartscan import units
-from smartscan.catalogue.rows import Mount, Problem
-from smartscan.model import DirState, path_json, show
+from smartscan.catalogue.rows import Mount, Problem, Scan
+from smartscan.model import DirState, path_json, show, unb64
 
 # What a directory in this state means for whoever looks for it.
 STATES = {
@@ -109,9 +109,14 @@ class Commands(NamedTuple):
         option = () if self.db is None else ("--db", self.db)
         return f"{self.program} {shlex.join((command, *words, *option))}"
 
-    def scan(self, mount: Mount) -> str:
-        """Give the command that scans this mount (again)."""
-        return self("scan", show(mount.path), mount.name)
+    def scan(self, scan: Scan) -> str:
+        """Give the command that goes on with a scan; by other rules than its own it would begin anew."""
+        rules = [f"--exclude={show(unb64(pattern))}" for pattern in scan.options.get("patterns_b64", ())]
+        if not scan.options.get("system_dirs", True):
+            rules.append("--enter-system-dirs")
+        if scan.options.get("one_file_system"):
+            rules.append("--one-file-system")
+        return self("scan", show(scan.mount.path), scan.mount.name, *rules)
 
 
 INSTALLED = Commands()  # for whoever asks without a command line

@@ -32,7 +32,7 @@ FOUND, LISTED, EXCLUDED, DENIED, TIMED_OUT, IO_ERROR, OTHER_MOUNT, VANISHED = ra
 # Read at a time: bounds memory. Only a shard of a large directory is larger than 8 MB. Its blocks go in as
 # one sorted run per window, and each run touches all the pages that those before it have filled.
 WINDOW_BYTES = 128 << 20
-ROOM_BYTES = 16 << 20  # what nearly every shard fits in; of it, only what was used takes memory
+KEPT_BYTES = 16 << 20  # what nearly every shard fits in; of it, only what was used takes memory
 RECORD_MAX_BYTES = 1 << 30  # nothing legitimate comes near: a larger length is garbage
 JSON_MAX_BYTES = 1 << 28  # a million roots with long paths; more would fill the memory of who reads it
 
@@ -84,15 +84,22 @@ class Window(NamedTuple):
     attrs: list[tuple[int, int, int]]
 
 
-class Room:
+class WindowMemory:
     """Memory for one window at a time; who reads many shards has the kernel clear it once, not for each."""
 
     def __init__(self) -> None:
-        self._kept = mmap.mmap(-1, ROOM_BYTES)
+        self._kept = _memory(KEPT_BYTES)
 
     def of(self, size: int) -> mmap.mmap:
-        """Give at least so many bytes, which may hold what was read before."""
-        return self._kept if size <= ROOM_BYTES else mmap.mmap(-1, size)
+        """Give at least so many bytes, which may hold what was read before; or MemoryError."""
+        return self._kept if size <= KEPT_BYTES else _memory(size)
+
+
+def _memory(size: int) -> mmap.mmap:
+    try:
+        return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:  # which would be taken for a fault of the shard
+        raise MemoryError(f"no {size} bytes for a window of a shard") from error
 
 
 def record(
@@ -203,14 +210,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def windows(
-    path: Path, *, subdirs: bool = False, part: bool = False, room: Room | None = None
+    path: Path, *, subdirs: bool = False, part: bool = False, memory: WindowMemory | None = None
 ) -> Iterator[Window]:
     """Read a shard window by window, every record checked. Memory: one window, or the largest record.
 
-    A window's buffer, a part of `room`, is there until the next window is asked for. Raises ShardError where
-    a sealed shard is torn, garbled, cut or longer than its END says; a part (`part`) simply ends at its last
-    whole record. The last window of a shard comes only after the whole shard was found good, earlier ones
-    before: who acts on them must be able to take it back.
+    A window's buffer, a part of `memory`, is there until the next window is asked for. Raises ShardError
+    where a sealed shard is torn, garbled, cut or longer than its END says; a part (`part`) simply ends at its
+    last whole record. The last window of a shard comes only after the whole shard was found good, earlier
+    ones before: who acts on them must be able to take it back.
     """
     try:
         fd = open_file(path)
@@ -218,10 +225,10 @@ def windows(
         raise ShardError(f"{path.name}: {e.strerror}") from e
     try:
         at, want, size, ended = 0, WINDOW_BYTES, os.fstat(fd).st_size, False
-        room = room or Room()
+        memory = memory or WindowMemory()
         while at < size:
-            memory = room.of(min(want, size - at))
-            with memoryview(memory)[: os.preadv(fd, [memory], at)] as buffer:
+            room = memory.of(min(want, size - at))
+            with memoryview(room)[: os.preadv(fd, [room], at)] as buffer:
                 if ended:
                     raise ShardError(f"{path.name}: bytes after its end")
                 rows, attrs, good = codec.index(buffer, subdirs)
@@ -244,7 +251,7 @@ def windows(
                     want = int.from_bytes(buffer[8:16], "little")
                 else:
                     break
-                del memory, rows, records  # the next window takes the place of this one
+                del room, rows, records  # the next window takes the place of this one
         if not ended and not part:
             fault = f"damaged at byte {at}" if at < size else "has no end"
             raise ShardError(f"{path.name}: {fault}")

@@ -84,7 +84,7 @@ class Ingest:
         self.placed: dict[bytes, int] = {}
         self.attrs: dict[tuple[int, int, int], int] = {}
         self.larges: dict[int, Large] = {}
-        self.room = shards.Room()
+        self.memory = shards.WindowMemory()
         self.largest = Largest(self.conn, mount_id)
         self.share = conn_path(self.conn, mount_id)
         self.conn.executescript(_INCOMING)
@@ -110,7 +110,7 @@ class Ingest:
         ).fetchone():
             return None
         counts = Counts()
-        for window in shards.windows(path, room=self.room):
+        for window in shards.windows(path, memory=self.memory):
             Intake(self, window, counts, at).take()
         self.conn.execute(
             "INSERT INTO shard VALUES (?, ?, ?, ?, ?, ?, ?)",
