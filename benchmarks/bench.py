@@ -328,14 +328,14 @@ class Bench:
         """A first scan of a share that nobody has read since the machine was started."""
         tree, db = self.million(), self.catalogue("cold")
         for _ in range(min(self.rounds, 3)):
-            for run in (
-                lambda: self.du("cold/du", tree),
-                lambda: self.scan("cold/first", tree, db),
-                lambda: self.optional("cold/gdu", lambda: self.run(self.peer("gdu"), "-npc", tree.path)),
-                lambda: self.keep("cold/bare", self.run(self.tool("barewalk"), tree.path)),
-            ):
-                self.forget()
-                run()
+            self.forget()
+            self.du("cold/du", tree)
+            self.forget()
+            self.scan("cold/first", tree, db)
+            self.forget()
+            self.optional("cold/gdu", lambda: self.run(self.peer("gdu"), "-npc", tree.path))
+            self.forget()
+            self.keep("cold/bare", self.run(self.tool("barewalk"), tree.path))
 
     def group_visible(self) -> None:
         """How long until somebody who reads the catalogue sees rows."""

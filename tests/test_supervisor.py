@@ -64,10 +64,11 @@ class Desk:
     """A supervisor with a clock, for scenarios."""
 
     def __init__(self, max_containers: int = 1, *, abandoned: int = 0, share_after_s: float = 1e9,
-                 max_attempt_s: float | None = None, give_up: int = 8) -> None:  # fmt: skip
+                 max_attempt_s: float | None = None, give_up: int = 8, cpus: float = 2) -> None:  # fmt: skip
         settings = Settings(
-            max_containers, 60, max_attempt_s=max_attempt_s, give_up=give_up, share_after_s=share_after_s
-        )
+            max_containers, 60, max_attempt_s=max_attempt_s, give_up=give_up, share_after_s=share_after_s,
+            cpus=cpus,
+        )  # fmt: skip
         self.supervisor = Supervisor(settings, abandoned=abandoned)
         self.now = 1000.0
 
@@ -472,6 +473,20 @@ def test_idle_slots_ask_the_one_with_most_to_do() -> None:
     assert desk(Added(3, (C,)), Tick()) == [Start(3, 1)]
     assert desk.later(30) == []  # no slot is idle
     assert desk(Exited(1, 1)) == [Collect(1, 1, None), Yield(2, 1)]
+
+
+def test_nothing_is_asked_while_workers_use_the_processors() -> None:
+    desk = Desk(3, share_after_s=10, cpus=2)
+    desk(Added(1, (A,)), Added(2, (B,)), Tick(), Started(1, 1), Started(2, 1))
+    for second in range(1, 21):  # together 1.3 processors of 2
+        desk.now += 1
+        assert desk(Progressed(1, 1, second, cpu_s=0.9 * second)) == []
+        assert desk(Progressed(2, 1, second, cpu_s=0.4 * second)) == []
+    asked = []
+    for second in range(21, 24):  # the first has its directories from a disk now
+        desk.now += 1
+        asked += desk(Progressed(1, 1, second, cpu_s=18), Progressed(2, 1, second, cpu_s=0.4 * second))
+    assert asked == [Yield(1, 1), Yield(2, 1)]
 
 
 def test_nothing_is_asked_while_chunks_wait() -> None:

@@ -289,6 +289,17 @@ def test_stop_gives_back_what_is_not_begun(tmp_path, wide_share, environment):
     check_whole(wide_share, sums)
 
 
+def test_it_says_what_cpu_time_its_walker_has_used(tmp_path, wide_share, environment):
+    attempt = Attempt(tmp_path / "1", wide_share, environment)
+    with attempt.held():
+        (walker,) = attempt.children()
+        fields = Path(f"/proc/{walker}/stat").read_bytes().rpartition(b")")[2].split()
+        used_s = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        progress = attempt.folder / "progress.json"
+        attempt.until(lambda: json.loads(progress.read_bytes())["cpu_s"] == used_s)
+    attempt.wait()
+
+
 def test_yield_gives_half_of_what_waits_and_goes_on(tmp_path, wide_share, environment):
     sums = Sums()
     attempt = Attempt(tmp_path / "first", wide_share, environment, limits=FAST._replace(threads=1))

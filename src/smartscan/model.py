@@ -232,3 +232,4 @@ class Progress(NamedTuple):
     bytes: int = 0
     disk_bytes: int = 0
     readings: tuple[Reading, ...] = ()
+    cpu_s: float = 0.0  # that its walker has used so far

@@ -44,9 +44,12 @@ class ChunkMaker:
         parts = max(-(-len(kept) // MAX_ROOTS), min(most, -(-len(kept) // ROOTS_A_CHUNK)))
         return [self.make(some, "leftover", parent_id) for some in pack(kept, parts=parts)] if kept else []
 
-    def of_given(self, roots: Sequence[Root], parent_id: int) -> list[Chunk]:
-        """Make chunks of what a running worker gave back for all that are idle."""
-        parts = max(1, min(self.at_a_time, len(roots)))
+    def of_given(self, roots: Sequence[Root], parent_id: int, *, idle: int) -> list[Chunk]:
+        """Make chunks of what a running worker gave back: one for each slot that is idle.
+
+        More would be smaller, and a worker's start is the same for a small one.
+        """
+        parts = max(1, min(idle, len(roots)))
         return [self.make(some, "leftover", parent_id) for some in pack(roots, parts=parts)]
 
     def make(self, roots: tuple[Root, ...], origin: str, parent_id: int | None) -> Chunk:

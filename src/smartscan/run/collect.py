@@ -206,7 +206,8 @@ def read_progress(folder: Path) -> Progress:
         readings = tuple(
             Reading(unb64(r["path_b64"]), Op(r["op"]), _seconds(r["for_s"])) for r in data["readings"]
         )
-        return _totals(_number(data["beat"]), data, readings)
+        said = _totals(_number(data["beat"]), data, readings)
+        return said._replace(cpu_s=_seconds(data.get("cpu_s", 0.0)))  # an adopted worker may be older
     except NONSENSE:
         return Progress(0)
 

@@ -467,7 +467,7 @@ class Controller:
             if (p.entries, p.dirs) != (attempt.progress.entries, attempt.progress.dirs):
                 attempt.moved_at = time.time()
             attempt.progress = p
-            self.tell(sup.Progressed(attempt.chunk.id, attempt.number, p.beat, p.entries))
+            self.tell(sup.Progressed(attempt.chunk.id, attempt.number, p.beat, p.entries, p.cpu_s))
 
     def _recognise(self, attempt: Attempt) -> None:
         """Learn which directory the share is, before rows of it come in."""
@@ -502,7 +502,8 @@ class Controller:
             def write(name: str = name, roots: tuple[Root, ...] = roots, made: list[Chunk] = made) -> None:
                 made.clear()
                 if ledger.taken(self.conn, attempt.chunk.id, attempt.number, name, time.time()):
-                    made += self.maker.of_given(roots, attempt.chunk.id)
+                    idle = self.request.max_containers - len(self.attempts)
+                    made += self.maker.of_given(roots, attempt.chunk.id, idle=idle)
 
             if name in attempt.ingested:
                 continue

@@ -150,7 +150,10 @@ class _Scan:
             self.bulk, self.mount_id, self.scan_id, rescan=self.rescan, sizes_only=request.sizes_only
         )
         settings = sup.Settings(
-            max_containers=request.max_containers, stall_s=request.limits.stall_s, give_up=request.give_up
+            max_containers=request.max_containers,
+            stall_s=request.limits.stall_s,
+            give_up=request.give_up,
+            cpus=len(os.sched_getaffinity(0)),
         )
         left_over = self._see_off()
         self.controller = Controller(

@@ -58,6 +58,10 @@ START_ANSWER_S = 180.0  # an engine answers within its own deadline; this is the
 KILL_ANSWER_S = 45.0  # Docker's kill of a stuck container was seen to take 25 s
 KILLS = 2  # a kill without an answer is repeated once, then the worker is given up
 BACKOFF_S = (1.0, 60.0)  # first and longest wait after a start that failed; doubles in between
+CPU_OVER_S = 1.0  # what workers use of the processors is measured over this at least
+# With so much of the processors in use by workers the scan is as fast as this host: more workers would only
+# cost their starts. The rest goes to the controller, and to what else the host does.
+SATURATED = 0.6
 STORY = 50  # items kept of each chunk's story
 MOUNT_DEAD = "mount dead"
 
@@ -83,6 +87,18 @@ class _Run:
     shared_at: float | None = None  # when it was last asked to yield
     why: Outcome | None = None  # what it is stopped or killed for
     kills: int = 0
+    cpu_s: float = 0.0  # used until `cpu_at`
+    cpu_at: float | None = None
+    cpus: float = 0.0  # processors in use, lately
+
+    def measure(self, cpu_s: float, now: float) -> None:
+        """Note the CPU time it has used so far."""
+        over_s = 0.0 if self.cpu_at is None else now - self.cpu_at
+        if over_s >= CPU_OVER_S:
+            self.cpus = max(0.0, cpu_s - self.cpu_s) / over_s
+        elif self.cpu_at is not None:
+            return
+        self.cpu_s, self.cpu_at = cpu_s, now
 
     def enter(self, phase: _Phase, now: float) -> None:
         self.phase, self.since = phase, now
@@ -273,9 +289,10 @@ class Supervisor:
                     self._say(Kill(chunk.id, run.number, run.why or Outcome.LOST), now)
             case StartFailed(message=message):
                 self._start_failed(chunk, message, now)
-            case Progressed(beat=beat, entries=entries):
+            case Progressed(beat=beat, entries=entries, cpu_s=cpu_s):
                 if beat != run.beat:
                     run.beat, run.entries, run.seen_at = beat, entries, now
+                    run.measure(cpu_s, now)
             case Exited(oom=oom):
                 self._collect(chunk, run, Outcome.OOM if oom and run.why is None else run.why, now)
             case KillReturned(gone=gone):
@@ -400,7 +417,12 @@ class Supervisor:
 
     def _may_share(self) -> bool:
         coming = self._queue or self._creating or self._start_error
-        return not coming and not self._blocked() and self._idle() > 0
+        return not coming and not self._blocked() and self._idle() > 0 and not self._saturated()
+
+    def _saturated(self) -> bool:
+        """Tell whether the workers use what processors there are."""
+        used = sum(run.cpus for run in self._runs.values() if run.phase is _Phase.RUNNING)
+        return used >= SATURATED * self.settings.cpus
 
     def _share_at(self, run: _Run) -> float:
         """Give the moment from which a run may be asked for work."""

@@ -22,6 +22,7 @@ class Settings(NamedTuple):
     fails_to_bisect: int = 2  # attempts in a row without progress before a chunk is cut
     share_after_s: float = 10.0  # how long a chunk runs before idle slots ask it for work
     stop_grace_s: float = 10.0  # between a polite stop and a kill
+    cpus: float = float("inf")  # processors that all workers share
 
     @property
     def silence_s(self) -> float:
@@ -129,6 +130,7 @@ class Progressed(NamedTuple):
     attempt: int
     beat: int
     entries: int = 0
+    cpu_s: float = 0.0  # that it has used so far
 
 
 @_word
