@@ -219,6 +219,18 @@ def test_the_holder_beats(path):
         assert abs(file.stat().st_mtime - time.time()) < 5
 
 
+def test_what_is_no_lock_of_ours_tells_nothing(path, tmp_path):
+    with MountLock(path, "usr"):
+        pass
+    os.mkfifo(path.parent / "locks" / "pipe.lock")
+    (path.parent / "locks" / "folder.lock").mkdir()
+    (tmp_path / "elsewhere.lock").touch()
+    for mount in ("pipe", "folder", "../elsewhere", "a\0b", "x" * 300):
+        assert is_held(path, mount) is None, mount
+    assert holders(path) == {}
+    refuse_other_path(path)
+
+
 def test_garbage_in_a_lock_file_is_nobody(path):
     for text in ("", "-", "{}", "[1]", '{"pid": 1}', "\0" * 5000):
         file = rewrite(path, "usr", dev=1)

@@ -207,6 +207,15 @@ class Rules(NamedTuple):
     system_dirs: bool = True
     one_file_system: bool = False
 
+    @classmethod
+    def noted(cls, options: dict[str, Any]) -> Rules:
+        """Give the rules that the options of a scan note (`Request.options`)."""
+        return cls(
+            tuple(unb64(p) for p in options.get("patterns_b64", ())),
+            options.get("system_dirs", True),
+            options.get("one_file_system", False),
+        )
+
 
 class Resources(NamedTuple):
     """What one worker may use; already clamped to the host."""

@@ -16,6 +16,7 @@ import contextlib
 import fcntl
 import json
 import os
+import stat
 import time
 from pathlib import Path
 from types import TracebackType
@@ -148,6 +149,8 @@ def is_held(catalogue: Path, mount: str) -> bool | None:
     As where there is no lock, or where its holder reaches the catalogue by another path, is not seen from
     here and is silent: it may be busy.
     """
+    if "/" in mount or "\0" in mount:  # of a catalogue that somebody else has made
+        return None
     try:
         seen = _look(_folder(catalogue) / f"{mount}.lock")
         if seen is None:
@@ -189,13 +192,16 @@ def _locks(catalogue: Path) -> list[tuple[str, Holder | None, float, bool]]:
 
 
 def _look(file: Path) -> tuple[str, Holder | None, float, bool] | None:
-    """Look at one lock; None where it is gone, or not ours to read."""
+    """Look at one lock; None where it is gone, not ours to read, or no file at all."""
     try:
-        fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
         return None
     try:
-        return file.stem, Holder.from_json(_content(fd)), os.fstat(fd).st_mtime, _is_locked(fd)
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            return None
+        return file.stem, Holder.from_json(_content(fd)), status.st_mtime, _is_locked(fd)
     finally:
         os.close(fd)
 

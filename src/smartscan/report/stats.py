@@ -114,7 +114,7 @@ def page(found: Stats, *, limit: int, commands: words.Commands = words.INSTALLED
         blocks += [Line(), Table("Largest files", (">Size", "Path"), files)]
     blocks += [Line(), _history(shares)]
     for share in shares:
-        blocks += _missing(share, commands)
+        blocks += _account(share, commands)
     return blocks
 
 
@@ -263,7 +263,8 @@ def _history(shares: Sequence[Share]) -> Table:
     return Table("Scans", columns, rows)
 
 
-def _missing(share: Share, commands: words.Commands) -> list[Line | Table]:
+def _account(share: Share, commands: words.Commands) -> list[Line | Table]:
+    """Say what the last account came to, what is missing, and how a scan that has none goes on."""
     blocks: list[Line | Table] = []
     certified = next((scan for scan in share.scans if scan.certificate is not None), None)
     if certified is not None and certified.certificate is not None:

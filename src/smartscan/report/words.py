@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from smartscan import units
 from smartscan.catalogue.rows import Mount, Problem, Scan
-from smartscan.model import DirState, path_json, show, unb64
+from smartscan.model import DirState, Rules, path_json, show
 
 # What a directory in this state means for whoever looks for it.
 STATES = {
@@ -111,12 +111,13 @@ class Commands(NamedTuple):
 
     def scan(self, scan: Scan) -> str:
         """Give the command that goes on with a scan; by other rules than its own it would begin anew."""
-        rules = [f"--exclude={show(unb64(pattern))}" for pattern in scan.options.get("patterns_b64", ())]
-        if not scan.options.get("system_dirs", True):
-            rules.append("--enter-system-dirs")
-        if scan.options.get("one_file_system"):
-            rules.append("--one-file-system")
-        return self("scan", show(scan.mount.path), scan.mount.name, *rules)
+        rules = Rules.noted(scan.options)
+        flags = [f"--exclude={show(pattern)}" for pattern in rules.patterns]
+        if not rules.system_dirs:
+            flags.append("--enter-system-dirs")
+        if rules.one_file_system:
+            flags.append("--one-file-system")
+        return self("scan", show(scan.mount.path), scan.mount.name, *flags)
 
 
 INSTALLED = Commands()  # for whoever asks without a command line

@@ -37,12 +37,12 @@ from smartscan.errors import (
     MountError,
     UsageError,
 )
-from smartscan.model import UNREAD, Chunk, ChunkState, DirState, Op, Root, ScanState, Scope
+from smartscan.model import UNREAD, Chunk, ChunkState, DirState, Op, Root, Rules, ScanState, Scope
 from smartscan.numbers import unsigned
 from smartscan.plan import PlannedChunk, pack, plan
 from smartscan.run.attempts import remove_folder
 from smartscan.run.controller import Controller
-from smartscan.run.request import Glance, Request, namespace, rules_of
+from smartscan.run.request import Glance, Request, namespace
 
 MISSING_NAMED = 1000  # directories that a certificate names; a report finds the others in the catalogue
 
@@ -232,7 +232,7 @@ class _Scan:
             else ledger.unfinished(self.conn, self.mount_id)
         )
         if old is not None:
-            rules = rules_of(ledger.options(self.conn, old))
+            rules = Rules.noted(ledger.options(self.conn, old))
             if self.only_failed:
                 self.request = replace(self.request, rules=rules)
                 options = self.request.options()

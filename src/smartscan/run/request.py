@@ -13,7 +13,7 @@ from typing import Any
 
 from smartscan import config
 from smartscan.errors import UsageError
-from smartscan.model import Limits, Progress, Resources, Rules, b64, show, unb64
+from smartscan.model import Limits, Progress, Resources, Rules, b64, show
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ class Request:
         return self.rules.patterns + (tuple(config.SYSTEM_DIRS) if self.rules.system_dirs else ())
 
     def options(self) -> dict[str, Any]:
-        """What is noted of it in the catalogue."""
+        """What is noted of it in the catalogue; `Rules.noted` reads its rules."""
         return {
             "limits": self.limits._asdict(),
             "resources": self.resources._asdict(),
@@ -92,15 +92,6 @@ class Request:
             "image": self.image,
             "analyze": self.analyze,
         }
-
-
-def rules_of(options: dict[str, Any]) -> Rules:
-    """Give the rules that `options` noted."""
-    return Rules(
-        tuple(unb64(p) for p in options.get("patterns_b64", ())),
-        options.get("system_dirs", True),
-        options.get("one_file_system", False),
-    )
 
 
 def namespace(db: Path) -> str:
