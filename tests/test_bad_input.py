@@ -234,3 +234,40 @@ def test_a_catalogue_that_somebody_else_has_written_to_is_said_to_be_damaged(sha
         conn.execute("UPDATE scan SET certificate = '[[[', controller = '[[['")
     words = ("--once",) if command == "monitor" else ()
     refused(command, *words, "--db", db, code=12, sentence="cannot be read")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "options = '[]'", "options = 'null'", "controller = '\"x\"'",
+        "options = '{\"patterns_b64\": 5}'", "options = '{\"patterns_b64\": [\"!\"]}'",
+    ],
+)  # fmt: skip
+def test_a_broken_off_scan_whose_row_is_damaged(share, db, change):
+    scan(share, db)
+    with closing(sqlite3.connect(db)) as conn:
+        conn.execute(f"UPDATE scan SET state = 'running', ended_at = NULL, {change}")
+        conn.commit()
+    said = []
+    for command in ("stats", "stats --json", "monitor --once", "problems", "story 1"):
+        said.append(run(*command.split(), "--db", db, code=None))
+    said.append(run(*scan_words(share, db), code=None))
+    assert all(done.returncode in (0, 12) for done in said), said
+    assert all("is damaged" in done.stderr for done in said if done.returncode), said
+    assert any(done.returncode for done in said)
+
+
+def test_a_broken_off_scan_in_a_catalogue_whose_name_is_no_text(share, tmp_path):
+    db = tmp_path / os.fsdecode(b"d\xff") / os.fsdecode(b"c\xff.db")
+    db.parent.mkdir()
+    scan(share, db)
+    with closing(sqlite3.connect(db)) as conn:
+        conn.execute("UPDATE scan SET state = 'running', ended_at = NULL")
+        conn.execute("UPDATE mount SET name = '-x' || char(0)")
+        conn.commit()
+    assert "running" in run("stats", "--db", db).stdout  # of such a mount there is no lock
+    with closing(sqlite3.connect(db)) as conn:
+        conn.execute("UPDATE mount SET name = 'Media'")
+        conn.commit()
+    said = run("stats", "--db", db).stdout
+    assert "Broken off" in said and r"/d\xff/c\xff.db'" in said

@@ -231,10 +231,28 @@ def test_what_is_no_lock_of_ours_tells_nothing(path, tmp_path):
     refuse_other_path(path)
 
 
+def test_a_link_in_the_place_of_a_lock_overwrites_nothing(path, tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (path.parent / "locks").mkdir(exist_ok=True)
+    (path.parent / "locks" / "usr.lock").symlink_to(victim)
+    os.mkfifo(path.parent / "locks" / "home.lock")
+    for mount in ("usr", "home"):
+        with pytest.raises(CatalogueError):
+            MountLock(path, mount).__enter__()
+    assert victim.read_text() == "precious"
+    assert is_held(path, "usr") is None
+
+
 def test_garbage_in_a_lock_file_is_nobody(path):
-    for text in ("", "-", "{}", "[1]", '{"pid": 1}', "\0" * 5000):
+    for text in ("", "-", "{}", "[1]", '{"pid": 1}', "\0" * 5000, "[" * 4000):
         file = rewrite(path, "usr", dev=1)
         file.write_text(text)
+        assert holders(path) == {}
+        refuse_other_path(path)
+        assert is_held(path, "usr") is False
+    for changed in ({"pid": "a\0b"}, {"started": None}, {"since": "x"}, {"since": 1e300}, {"host": []}):
+        rewrite(path, "usr", dev=1, **changed)
         assert holders(path) == {}
         refuse_other_path(path)
     assert Holder.from_json(b"\xff") is None

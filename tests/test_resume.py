@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 import signal
 import sqlite3
 import subprocess
@@ -328,13 +327,15 @@ def test_no_worker_outlives_a_controller_that_was_killed(share, db):
 
 
 def test_the_command_that_goes_on_has_the_rules_of_the_scan(share, db):
-    rules = ("--exclude", "film 1*", "--exclude", "it's", "--enter-system-dirs", "--one-file-system")
+    odd = ("film 1*", "it's", "-x", "a\nb", "\x1b[31m", "\u00a0 \\ '", os.fsdecode(b"\xff"))
+    rules = (*(f"--exclude={p}" for p in odd), "--enter-system-dirs", "--one-file-system")
     with ended_at_last(start(*scan_words(share, db, *rules, *SMALL))) as scanning:
         until(lambda: shards_in(db) > 3 or scanning.poll() is not None)
         scanning.send_signal(signal.SIGTERM)
         out, _ = scanning.communicate(timeout=30)
     (told,) = (line.partition("To go on: smartscan ")[2] for line in out.splitlines() if "To go on" in line)
-    done = run(*shlex.split(told), "--engine", "local", code=None)
+    words = subprocess.run(["bash", "-c", f"printf '%s\\0' {told}"], capture_output=True, check=True).stdout
+    done = run(*map(os.fsdecode, words.split(b"\0")[:-1]), "--engine", "local", code=None)
     assert "Going on with scan 1, which did not end." in done.stderr, told
 
 

@@ -11,6 +11,8 @@ import os
 from enum import IntEnum, StrEnum
 from typing import Any, NamedTuple
 
+from smartscan.errors import CatalogueError
+
 SHARE_VARIABLE = "SMART_SCAN_SHARE"  # in a worker's environment: where the share is, if not at its own path
 
 
@@ -209,12 +211,13 @@ class Rules(NamedTuple):
 
     @classmethod
     def noted(cls, options: dict[str, Any]) -> Rules:
-        """Give the rules that the options of a scan note (`Request.options`)."""
-        return cls(
-            tuple(unb64(p) for p in options.get("patterns_b64", ())),
-            options.get("system_dirs", True),
-            options.get("one_file_system", False),
-        )
+        """Give the rules that the options of a scan note (`Request.options`); CatalogueError for no rules."""
+        try:
+            patterns = tuple(unb64(p) for p in options.get("patterns_b64", ()))
+        except (TypeError, ValueError, AttributeError) as error:
+            raise CatalogueError("the catalogue is damaged: the rules of a scan cannot be read") from error
+        system_dirs, one_file_system = options.get("system_dirs", True), options.get("one_file_system", False)
+        return cls(patterns, bool(system_dirs), bool(one_file_system))
 
 
 class Resources(NamedTuple):

@@ -190,7 +190,7 @@ def _idle(last: Scan | None, now: float, commands: words.Commands) -> Page:
     ended = "" if last.ended_at is None else f", ended {units.age(now - last.ended_at)}"
     return [
         Line("No scan is running."),
-        Line(f"The last one: {last.mount.name}, scan {last.id}, {last.state}{ended}."),
+        Line(f"The last one: {last.mount.name}, scan {last.id}, {last.standing}{ended}."),
         Line(f"To look at it: {commands('stats', last.mount.name)}"),
     ]
 

@@ -11,6 +11,7 @@ import sqlite3
 from collections.abc import Iterable
 from typing import Any
 
+from smartscan.catalogue.rows import members
 from smartscan.errors import UsageError
 from smartscan.model import (
     Chunk,
@@ -127,7 +128,7 @@ def resume(
 
 def options(conn: sqlite3.Connection, scan_id: int) -> dict[str, Any]:
     """What was noted of a scan's limits and rules."""
-    return dict(json.loads(conn.execute("SELECT options FROM scan WHERE id = ?", (scan_id,)).fetchone()[0]))
+    return members(conn.execute("SELECT options FROM scan WHERE id = ?", (scan_id,)).fetchone()[0])
 
 
 def give_up(conn: sqlite3.Connection, scan_id: int, at: float) -> None:

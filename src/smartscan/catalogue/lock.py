@@ -64,9 +64,12 @@ class Holder(NamedTuple):
     def from_json(cls, text: str | bytes) -> Holder | None:
         """Read what `to_json` wrote; None for anything else, such as a file that is just being written."""
         try:
-            return cls(**json.loads(text))
-        except (ValueError, TypeError):
+            holder = cls(**json.loads(text))
+        except (ValueError, TypeError, RecursionError):
             return None
+        kinds = (int, int, str, str, str, int | float, str, int)
+        sound = all(isinstance(value, kind) for value, kind in zip(holder, kinds, strict=True))
+        return holder if sound and 0 <= holder.since < 1 << 40 else None
 
 
 class MountLock:
@@ -103,7 +106,11 @@ class MountLock:
 
     def _take(self, file: Path) -> None:
         file.parent.mkdir(exist_ok=True)
-        self._fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        # Who may write there, and need not be root, could lay a link to any file that root may write.
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        self._fd = os.open(file, flags, 0o644)
+        if not stat.S_ISREG(os.fstat(self._fd).st_mode):
+            raise CatalogueError(f"{file} is no file; remove it, it is in the place of a lock")
         if not _lock(self._fd):
             holder = Holder.from_json(_content(self._fd)) or "another process"
             raise CatalogueBusy(f"mount '{self.mount}' is being scanned by {holder}; wait for it or stop it")
@@ -161,7 +168,7 @@ def is_held(catalogue: Path, mount: str) -> bool | None:
         if _lives(holder, beat_at):
             return True
         return False if _is_seen(holder) or _is_of_before(holder, beat_at) else None
-    except OSError:  # this file system knows no locks, or hangs
+    except OSError:  # this file system knows no locks
         return None
 
 
@@ -194,7 +201,7 @@ def _locks(catalogue: Path) -> list[tuple[str, Holder | None, float, bool]]:
 def _look(file: Path) -> tuple[str, Holder | None, float, bool] | None:
     """Look at one lock; None where it is gone, not ours to read, or no file at all."""
     try:
-        fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return None
     try:

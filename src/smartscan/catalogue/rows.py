@@ -6,8 +6,10 @@ makes them whole.
 
 from __future__ import annotations
 
+import json
 from typing import Any, NamedTuple
 
+from smartscan.errors import CatalogueError
 from smartscan.model import ChunkState, DirState, ScanState
 
 
@@ -178,3 +180,14 @@ class Directory(NamedTuple):
     entries: int
     bytes: int
     disk_bytes: int
+
+
+def members(text: str) -> dict[str, Any]:
+    """Read a column that holds a JSON object; CatalogueError where it holds something else."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise CatalogueError("the catalogue is damaged: what it notes of a scan cannot be read")
+    return found

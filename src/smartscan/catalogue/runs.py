@@ -5,14 +5,14 @@ Touches: the catalogue, through a connection of `read.open_for_reading`; the loc
 
 from __future__ import annotations
 
-import json
+import os
 import sqlite3
 from pathlib import Path
 from typing import Any
 
 from smartscan.catalogue import lock
 from smartscan.catalogue.read import MOUNT_COLUMNS, open_for_reading
-from smartscan.catalogue.rows import Attempt, ChunkCount, ChunkRow, Event, Mount, Reading, Scan
+from smartscan.catalogue.rows import Attempt, ChunkCount, ChunkRow, Event, Mount, Reading, Scan, members
 from smartscan.errors import UsageError
 from smartscan.model import ChunkState, Root, ScanState, Scope
 
@@ -59,7 +59,8 @@ def _is_broken_off(db: sqlite3.Connection, scan: Scan) -> bool:
     """Tell whether nobody is at work on a scan that was not closed: it was killed, or the power failed."""
     if scan.state is not ScanState.RUNNING:
         return False
-    path = Path(next(file for _, name, file in db.execute("PRAGMA database_list") if name == "main"))
+    sql = "SELECT CAST(file AS BLOB) FROM pragma_database_list WHERE name = 'main'"
+    path = Path(os.fsdecode(db.execute(sql).fetchone()[0]))
     if lock.is_held(path, scan.mount.name) is not False:
         return False
     with open_for_reading(path) as later:  # who closes a scan lets go of the lock only then
@@ -72,8 +73,7 @@ def _scan(row: tuple[Any, ...]) -> Scan:
     scan_id, state, started, ended, beat, engine, controller, options, dead, certificate, *rest = row[5:]
     return Scan(
         scan_id, Mount(*row[:5]), ScanState(state), started, ended, beat, engine,
-        json.loads(controller), json.loads(options), bool(dead),
-        certificate and json.loads(certificate), *rest,
+        members(controller), members(options), bool(dead), certificate and members(certificate), *rest,
     )
 
 

@@ -72,6 +72,9 @@ class Engine(Protocol):
     def prepare(self) -> None:
         """Begin with what makes the first start faster, and do not wait for it."""
 
+    def cpus(self) -> float:
+        """Tell how many processors all workers share."""
+
     def clamp(self, want: Resources, *, at_a_time: int = 1) -> tuple[Resources, list[str]]:
         """Fit what one worker may use to the host; the sentences say what was cut.
 

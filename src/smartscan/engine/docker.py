@@ -135,8 +135,11 @@ class Docker:
     def prepare(self) -> None:
         """Nothing helps: most of a start is the engine's."""
 
+    def cpus(self) -> float:
+        return float(self._info["NCPU"])
+
     def clamp(self, want: Resources, *, at_a_time: int = 1) -> tuple[Resources, list[str]]:
-        return fit(want, float(self._info["NCPU"]), int(self._info["MemTotal"]), at_a_time)
+        return fit(want, self.cpus(), int(self._info["MemTotal"]), at_a_time)
 
     def describe(self) -> list[str]:
         held = ["CPUs" if self._manner.cpu_quota else "CPU shares (this kernel has no quota)"]

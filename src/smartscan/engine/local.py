@@ -105,10 +105,12 @@ class Local:
         if self._readies:
             self._orders.put(self._get_ready)
 
+    def cpus(self) -> float:
+        return float(len(os.sched_getaffinity(0)))
+
     def clamp(self, want: Resources, *, at_a_time: int = 1) -> tuple[Resources, list[str]]:
-        cpus = float(len(os.sched_getaffinity(0)))
         memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        return fit(want, cpus, memory_bytes, at_a_time)
+        return fit(want, self.cpus(), memory_bytes, at_a_time)
 
     def describe(self) -> list[str]:
         parent = self._parent  # the thread that starts workers may find that none can be made

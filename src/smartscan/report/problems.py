@@ -40,7 +40,7 @@ def page(
     if not found:
         if not unsettled:
             return [Line("Every path could be read.", GOOD)]
-        so_far = ", ".join(f"{scan.mount.name} scan {scan.id} is {scan.state}" for scan in unsettled)
+        so_far = ", ".join(f"{scan.mount.name} scan {scan.id} is {scan.standing}" for scan in unsettled)
         return [Line(f"Every path that was visited could be read, and not all were: {so_far}.")]
     groups: dict[tuple[str, str], dict[str, list[str]]] = {}
     for problem in found:

@@ -45,8 +45,9 @@ def story(db: sqlite3.Connection, chunk_id: int) -> Story:
 def page(found: Story) -> Page:
     """Tell the story, for people."""
     chunk, mount = found.chunk, found.scan.mount
+    broken = ", and its scan is broken off" if found.scan.broken_off else ""
     blocks: list[Line | Facts | Table] = [
-        Line(f"Chunk {chunk.id} of {mount.name}, scan {chunk.scan_id}: {chunk.state}", TITLE),
+        Line(f"Chunk {chunk.id} of {mount.name}, scan {chunk.scan_id}: {chunk.state}{broken}", TITLE),
         Facts([
             ("Comes from", _origin(chunk)),
             ("Expected", _expected(chunk)),

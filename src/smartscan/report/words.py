@@ -9,6 +9,7 @@ import errno
 import os
 import shlex
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from smartscan import units
@@ -98,26 +99,36 @@ def full_json(mount: Mount, path: bytes) -> dict[str, str]:
     return path_json(mount.absolute(path))
 
 
+def shell_word(text: str) -> str:
+    """Quote a word for bash, on one line of letters that every terminal shows as they are."""
+    if text.isprintable():
+        return shlex.quote(text)
+    plain = (chr(c) if 32 <= c < 127 and c not in b"\\'" else f"\\x{c:02x}" for c in os.fsencode(text))
+    return f"$'{''.join(plain)}'"
+
+
 class Commands(NamedTuple):
     """Commands that a report tells to run, as this user has to type them."""
 
     program: str = "smartscan"  # how the user called it
     db: str | None = None  # where the catalogue is not the default one
 
-    def __call__(self, command: str, *words: str) -> str:
-        """Give a command line; its words are quoted for a shell."""
-        option = () if self.db is None else ("--db", self.db)
-        return f"{self.program} {shlex.join((command, *words, *option))}"
+    def __call__(self, command: str, *words: str, flags: Sequence[str] = ()) -> str:
+        """Give a command line that a shell reads as these words, none of which is a flag."""
+        every = [*flags, *(() if self.db is None else ("--db", self.db))]
+        plain = not any(word.startswith("-") for word in words)
+        ordered = (command, *words, *every) if plain else (command, *every, "--", *words)
+        return " ".join((self.program, *map(shell_word, ordered)))
 
     def scan(self, scan: Scan) -> str:
         """Give the command that goes on with a scan; by other rules than its own it would begin anew."""
         rules = Rules.noted(scan.options)
-        flags = [f"--exclude={show(pattern)}" for pattern in rules.patterns]
+        flags = [f"--exclude={os.fsdecode(pattern)}" for pattern in rules.patterns]
         if not rules.system_dirs:
             flags.append("--enter-system-dirs")
         if rules.one_file_system:
             flags.append("--one-file-system")
-        return self("scan", show(scan.mount.path), scan.mount.name, *flags)
+        return self("scan", os.fsdecode(scan.mount.path), scan.mount.name, flags=flags)
 
 
 INSTALLED = Commands()  # for whoever asks without a command line

@@ -1,11 +1,10 @@
 """Makes chunks: of leftover, of what a running worker gives back, of a chunk that is cut in two.
 
-Touches: the catalogue, in the caller's transaction; asks how many processors there are.
+Touches: the catalogue, in the caller's transaction.
 """
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 
@@ -21,9 +20,11 @@ SIZES_ASKED = 1000  # roots of one chunk whose sizes are looked up: a look-up pe
 class ChunkMaker:
     """Makes the chunks of one scan; `event` notes each of them."""
 
-    def __init__(self, ingest: Ingest, *, at_a_time: int, event: Callable[[str, str, int], None]) -> None:
+    def __init__(
+        self, ingest: Ingest, *, at_a_time: int, cpus: float, event: Callable[[str, str, int], None]
+    ) -> None:
         self.conn, self.scan_id, self.mount_id = ingest.conn, ingest.scan_id, ingest.mount_id
-        self.rescan, self.at_a_time, self.event = ingest.rescan, at_a_time, event
+        self.rescan, self.at_a_time, self.cpus, self.event = ingest.rescan, at_a_time, cpus, event
 
     def of_leftover(self, roots: Sequence[Root], parent_id: int, parent: Chunk | None) -> list[Chunk]:
         """Make chunks of what an attempt left, without the subdirectories that others hold already."""
@@ -40,7 +41,7 @@ class ChunkMaker:
         ]
         # More workers than processors cost their starts and, where storage is fast, gain nothing. Where it is
         # slow, sharing makes more of them some seconds later.
-        most = min(self.at_a_time, len(os.sched_getaffinity(0)))
+        most = int(min(self.at_a_time, self.cpus))
         parts = max(-(-len(kept) // MAX_ROOTS), min(most, -(-len(kept) // ROOTS_A_CHUNK)))
         return [self.make(some, "leftover", parent_id) for some in pack(kept, parts=parts)] if kept else []
 

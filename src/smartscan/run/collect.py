@@ -207,7 +207,7 @@ def read_progress(folder: Path) -> Progress:
             Reading(unb64(r["path_b64"]), Op(r["op"]), _seconds(r["for_s"])) for r in data["readings"]
         )
         said = _totals(_number(data["beat"]), data, readings)
-        return said._replace(cpu_s=_seconds(data.get("cpu_s", 0.0)))  # an adopted worker may be older
+        return said._replace(cpu_s=max(0.0, _seconds(data.get("cpu_s", 0.0))))  # an adopted one may be older
     except NONSENSE:
         return Progress(0)
 

@@ -74,7 +74,9 @@ class Controller:
         self.writer = PatientWriter(
             request.db, request.say, waits=self._waits, meanwhile=self._meanwhile, again=self._goes_on_writing
         )
-        self.maker = ChunkMaker(ingest, at_a_time=request.max_containers, event=self.event)
+        self.maker = ChunkMaker(
+            ingest, at_a_time=request.max_containers, cpus=settings.cpus, event=self.event
+        )
         self.stuck: set[bytes] = set()  # b"" among them: the mount itself does not answer
         self.fs: dict[str, int] | None = None
         self.share_id: tuple[int, int] | None = None

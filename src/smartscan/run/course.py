@@ -153,7 +153,7 @@ class _Scan:
             max_containers=request.max_containers,
             stall_s=request.limits.stall_s,
             give_up=request.give_up,
-            cpus=len(os.sched_getaffinity(0)),
+            cpus=self.engine.cpus(),
         )
         left_over = self._see_off()
         self.controller = Controller(
