@@ -72,7 +72,13 @@ class Inline:
     def check(self) -> None:
         pass
 
-    def clamp(self, want: Resources) -> tuple[Resources, list[str]]:
+    def prepare(self) -> None:
+        pass
+
+    def cpus(self) -> float:
+        return float(os.cpu_count() or 1)
+
+    def clamp(self, want: Resources, *, at_a_time: int = 1) -> tuple[Resources, list[str]]:
         return want, []
 
     def describe(self) -> list[str]:
