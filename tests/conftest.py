@@ -1,6 +1,7 @@
 """What all tests share: a share and a place for its catalogue; who is skipped where, and why."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,9 @@ NEEDS = {
     "fuse": (may_mount() and os.access("/dev/fuse", os.R_OK | os.W_OK), "needs root and /dev/fuse"),
 }
 
+
+# `make test &` in a script starts with SIGINT ignored, and so would every command of ours: none could be stopped.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A machine that is busy is no finding.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])

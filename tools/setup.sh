@@ -1,7 +1,7 @@
 #!/bin/sh
 # Make the virtual environment $1 and install this checkout into it with the extras $2 ("" or "[dev]").
-# On Debian and its kin, as root, what is missing (venv, compiler, Python headers, strace for the tests) is installed
-# first; without a compiler the scanner installs as well, with its slower walk.
+# On Debian and its kin, as root, what is missing (venv, compiler, Python headers, strace and User-Mode
+# Linux for the tests) is installed first; without a compiler the scanner installs as well, with its slower walk.
 set -eu
 venv=${1:-.venv}
 extras=${2:-}
@@ -45,8 +45,11 @@ if ! command -v cc >/dev/null || ! has_headers "$python"; then
     apt_install gcc libc6-dev python3-dev || say "no C compiler: the walk will be the slower one in Python"
 fi
 
-if [ "$extras" = '[dev]' ] && ! command -v strace >/dev/null; then
-    apt_install strace || say "no strace: the tests that kill at every system call are skipped"
+if [ "$extras" = '[dev]' ]; then
+    command -v strace >/dev/null ||
+        apt_install strace || say "no strace: the tests that kill at every system call are skipped"
+    command -v linux >/dev/null ||
+        apt_install user-mode-linux || say "no User-Mode Linux: the test that cuts the power is skipped"
 fi
 
 if [ ! -x "$venv/bin/python" ]; then
