@@ -15,7 +15,7 @@ SOURCE_LABEL=io.github.smart-scanner.source
 CONTROLLER_LABEL=io.github.smart-scanner.controller
 ANSWER_S=10 # an engine, or a healthy share, answers in less; a sleeping disk's directory is in memory
 
-EXIT_FAILED=1 EXIT_USAGE=2 EXIT_MOUNT_DEAD=4 EXIT_NO_MOUNT=10 EXIT_NO_ENGINE=11 # as the program's own
+EXIT_FAILED=1 EXIT_USAGE=2 EXIT_MOUNT_DEAD=4 EXIT_NO_MOUNT=10 EXIT_NO_ENGINE=11 EXIT_NO_CATALOGUE=12 # as the program's
 
 # Options of the program that are followed by a value: what follows them is no path to check.
 VALUE_OPTIONS=" --db --chunk-size --chunk-entries --max-containers --cpus --memory --threads --stall-after --give-up \
@@ -55,26 +55,36 @@ SMART_SCAN_COMMAND=$0 # what reports tell the user to type
 export SMART_SCAN_COMMAND
 here=$(CDPATH='' cd -- "$(dirname -- "$(readlink -f -- "$0")")" && pwd)
 
+judge() { # WORD, after those judged before it: sets last to the one before, and sort to option, value or word
+    last=$before
+    case $VALUE_OPTIONS in
+    *" $last "*) sort=value before=- ;;
+    *)
+        sort=word
+        [ "$last" != -- ] || return 0 # behind it are no options
+        case $1 in -*) sort=option ;; esac
+        before=$1
+        ;;
+    esac
+}
+
 read_words() { # the program's arguments: sets command, share, data and how; words has them with absolute paths
     command=${1:-} db=${SMART_SCAN_DB:-} how=${SMART_SCAN_ENGINE:-auto} share='' before=- position=0 check=yes
     for word in "$@"; do
-        case $VALUE_OPTIONS in
-        *" $before "*) ;;
+        judge "$word"
+        case $sort:$last in
+        word:*) position=$((position + 1)) && [ "$position" != 2 ] || share=$word ;;
+        value:--db) db=$word ;;
+        value:--engine) how=$word ;;
+        value:*) ;;
         *)
             case $word in
             --db=*) db=${word#--db=} ;;
             --engine=*) how=${word#--engine=} ;;
             --help | -h | --from-catalogue) check=no ;;
-            -*) ;;
-            *) position=$((position + 1)) && [ "$position" != 2 ] || share=$word ;;
             esac
             ;;
         esac
-        case $before in
-        --db) db=$word ;;
-        --engine) how=$word ;;
-        esac
-        before=$word
     done
     if [ -n "$db" ]; then
         data=$(dirname -- "$db")
@@ -239,6 +249,14 @@ run_in_container() { # the program's arguments
     data=$(CDPATH='' cd -- "$data" && pwd)
     # Nothing that lies beside the data directory is in the container, so that `..` would lead nowhere.
     [ -z "$db" ] || db=$data/$(basename -- "$db")
+    file=${db:-$data/smart_catalog.db}
+    if [ -L "$file" ]; then # it leads nowhere in a container that has only the folder of the link
+        [ ! -f "$data/smart_scan.toml" ] || : "${SMART_SCAN_CONFIG:=$data/smart_scan.toml}"
+        db=$(readlink -f -- "$file") && data=$(dirname -- "$db") && [ -d "$data" ] ||
+            fail $EXIT_NO_CATALOGUE "the link $file leads to a directory that does not exist; make it, or remove the link."
+        SMART_SCAN_DB=$db
+        export SMART_SCAN_DB
+    fi
     [ -z "${SMART_SCAN_DB:-}" ] || SMART_SCAN_DB=$db
     if [ "$(id -u)" != 0 ]; then
         : "${PUID:=$(id -u)}" "${PGID:=$(id -g)}"
@@ -251,18 +269,15 @@ run_in_container() { # the program's arguments
     # Paths are relative to a directory that is not in the container.
     count=$# before=-
     while [ "$count" -gt 0 ]; do
-        word=$1 known=$word
-        case $before:$word in
-        --db:?*) word=$db ;;
-        *:--db=?*) word=--db=$db ;;
-        *:[!/-]*)
-            case $VALUE_OPTIONS in
-            *" $before "*) ;;
-            *) if [ "$word" = "$share" ]; then word=$(pwd)/$word share=; fi ;; # once: its name may be the same
-            esac
-            ;;
+        word=$1
+        judge "$word"
+        case $sort:$last:$word in
+        value:--db:?*) word=$db ;;
+        option:*:--db=?*) word=--db=$db ;;
+        word:*: | word:*:/*) ;;
+        word:*) if [ "$word" = "$share" ]; then word=$(pwd)/$word share=; fi ;; # once: its name may be the same
         esac
-        before=$known count=$((count - 1))
+        count=$((count - 1))
         shift
         set -- "$@" "$word"
     done

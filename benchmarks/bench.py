@@ -176,17 +176,16 @@ class Bench:
         return self.tools[name]
 
     def tree(self, key: str, dirs: int, files_per_dir: int) -> Tree:
-        """Make a tree, or take one that is there, and read it once so that it is in the cache."""
-        if key not in self.trees:
-            path = self.use.get(key) or self.folder / f"tree-{key}-{dirs}-{files_per_dir}"
-            if not path.exists():
-                print(f"  making {dirs * files_per_dir} files in {dirs} directories", flush=True)
-                part = path.with_suffix(".part")
-                shutil.rmtree(part, ignore_errors=True)
-                subprocess.run([self.tool("mktree"), part, str(dirs), str(files_per_dir)], check=True)
-                part.rename(path)
-                os.sync()
-            self.trees[key] = self.known(path, dirs * files_per_dir)
+        """Make a tree, or take one that is there, and read it so that it is in the cache."""
+        path = self.use.get(key) or self.folder / f"tree-{key}-{dirs}-{files_per_dir}"
+        if not path.exists():
+            print(f"  making {dirs * files_per_dir} files in {dirs} directories", flush=True)
+            part = path.with_suffix(".part")
+            shutil.rmtree(part, ignore_errors=True)
+            subprocess.run([self.tool("mktree"), part, str(dirs), str(files_per_dir)], check=True)
+            part.rename(path)
+            os.sync()
+        self.trees[key] = self.known(path, dirs * files_per_dir)
         return self.trees[key]
 
     def known(self, path: Path, files: int) -> Tree:
@@ -195,11 +194,11 @@ class Bench:
         entries, _, disk_bytes = map(int, walk.stdout.split())
         return Tree(path, files, entries, disk_bytes, by_entry=entries < 2_000_000)
 
-    def forget(self) -> None:
-        """Have the kernel forget all names, inodes and pages that it holds of any disk."""
+    def forget(self, *, pages: bool = True) -> None:
+        """Have the kernel forget all names and inodes that it holds of any disk, and the pages."""
         os.sync()
         try:
-            Path("/proc/sys/vm/drop_caches").write_text("3")
+            Path("/proc/sys/vm/drop_caches").write_text("3" if pages else "2")
         except OSError as error:
             raise Missing("only root of the host can empty the kernel's caches") from error
 
@@ -580,6 +579,8 @@ def main() -> int:
     try:
         for group in groups:
             print(group, flush=True)
+            with suppress(Missing):  # the names of other trees are no part of this one
+                bench.forget(pages=False)
             try:
                 getattr(bench, f"group_{group}")()
             except Missing as missing:

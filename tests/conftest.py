@@ -18,7 +18,7 @@ NEEDS = {
 }
 
 
-# `make test &` in a script starts with SIGINT ignored, and so would every command of ours: none could be stopped.
+# `make test &` in a script starts with SIGINT ignored, and so would every command of ours.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A machine that is busy is no finding.

@@ -10,6 +10,7 @@ import pytest
 
 from command import check_nothing_is_left, command_of, run, scan, scan_words
 from disks import fill, small_disk
+from smartscan.catalogue.lock import MountLock
 from trees import Tree, build, find_listing
 from truth import check_consistent, check_same_tree, holdings
 from users import NOBODY
@@ -254,6 +255,33 @@ def test_a_broken_off_scan_whose_row_is_damaged(share, db, change):
     said.append(run(*scan_words(share, db), code=None))
     assert all(done.returncode in (0, 12) for done in said), said
     assert all("is damaged" in done.stderr for done in said if done.returncode), said
+    assert any(done.returncode for done in said)
+
+
+def test_a_link_to_the_catalogue_is_the_catalogue(share, db, tmp_path):
+    link = tmp_path / "elsewhere" / "link.db"
+    link.parent.mkdir()
+    link.symlink_to(db.parent / "gone" / "x.db")
+    refused(*scan_words(share, link), code=12, sentence=f"{db.parent}/gone does not exist")
+    link.unlink()
+    link.symlink_to(db)
+    scan(share, link)
+    check_same_tree(holdings(db, "Media"), find_listing(share))
+    with MountLock(db, "Media"):
+        refused(*scan_words(share, link), code=12, sentence="mount 'Media' is being scanned")
+    assert [p.name for p in link.parent.iterdir()] == ["link.db"]
+    assert {p.name for p in db.parent.iterdir()} >= {"locks", "smart_catalog.reserve"}
+
+
+@pytest.mark.parametrize("table", ["scan", "chunk", "dir"])
+def test_a_state_that_is_none(share, db, table):
+    scan(share, db)
+    with closing(sqlite3.connect(db)) as conn, conn:
+        conn.execute(f"UPDATE {table} SET state = 'odd'")
+    commands = ("stats", "monitor --once", "problems", "story 1")
+    said = [run(*command.split(), "--db", db, code=None) for command in commands]
+    assert all(done.returncode in (0, 12) for done in said), said
+    assert all("is damaged: 'odd' is no state of a " + table in d.stderr for d in said if d.returncode), said
     assert any(done.returncode for done in said)
 
 

@@ -100,6 +100,12 @@ def test_relative_paths_are_made_absolute_and_names_are_not(host: Host) -> None:
     assert host.program_words("stats", "Media", "--db", "x.db") == ["stats", "Media", "--db", f"{here}/x.db"]
     assert host.program_words("stats", "--db=x.db") == ["stats", f"--db={here}/x.db"]
     assert host.program_words("scan", "/", "root")[1] == "/"
+    (host.folder / "-odd").mkdir()
+    assert host.program_words("scan", "--", "-odd", "--db") == ["scan", "--", f"{here}/-odd", "--db"]
+    words = host.program_words("scan", "Media", "--", "--db=x.db")
+    assert words == ["scan", f"{here}/Media", "--", "--db=x.db"]
+    words = host.program_words("scan", "--exclude", "--db", "Media", "a")
+    assert words == ["scan", "--exclude", "--db", f"{here}/Media", "a"]
 
 
 def test_the_catalogue_is_named_by_a_path_that_the_container_has(host: Host) -> None:
@@ -112,6 +118,24 @@ def test_the_catalogue_is_named_by_a_path_that_the_container_has(host: Host) -> 
         assert f"{here}/cat/x.db" in ran.stdout.splitlines()[-1]
     ran = host.run("stats", SMART_SCAN_DB="cat/x.db")
     assert f'type=bind,"source={here}/cat","target={here}/cat"' in ran.stdout
+
+
+def test_a_link_to_the_catalogue_is_followed(host: Host) -> None:
+    (host.folder / "data").mkdir()
+    (host.folder / "data/smart_scan.toml").touch()
+    link = host.folder / "data/smart_catalog.db"
+    link.symlink_to("../disk/big.db")
+    missing = host.run("stats")
+    assert missing.returncode == 12
+    assert f"the link {link} leads to a directory that does not exist" in missing.stderr
+    disk = host.folder / "disk"
+    disk.mkdir()
+    for words, environment in ((["stats"], {}), (["stats", "--db", str(link)], {}),
+                               (["stats"], {"SMART_SCAN_DB": str(link)})):  # fmt: skip
+        said = host.run(*words, **environment).stdout.splitlines()
+        assert {f'type=bind,"source={disk}","target={disk}"', f"SMART_SCAN_DIR={disk}"} <= set(said)
+        assert {"SMART_SCAN_DB", f"SMART_SCAN_CONFIG={host.folder}/data/smart_scan.toml"} <= set(said)
+        assert said[-2:] == ["--db", f"{disk}/big.db"] or said[-1] == "stats"
 
 
 def test_a_settings_file_goes_along(host: Host) -> None:

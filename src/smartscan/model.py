@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import os
 from enum import IntEnum, StrEnum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from smartscan.errors import CatalogueError
 
@@ -23,14 +23,23 @@ class Scope(StrEnum):
     FILES = "files"  # one directory: its own files; its subdirectories come back as leftover
 
 
-class ScanState(StrEnum):
+class _State(StrEnum):
+    """A state as the catalogue holds it; CatalogueError where it holds another word."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> NoReturn:
+        table = cls.__name__.removesuffix("State").lower()
+        raise CatalogueError(f"the catalogue is damaged: {value!r} is no state of a {table}")
+
+
+class ScanState(_State):
     RUNNING = "running"
     COMPLETE = "complete"
     INCOMPLETE = "incomplete"
     CANCELLED = "cancelled"
 
 
-class ChunkState(StrEnum):
+class ChunkState(_State):
     PENDING = "pending"
     RUNNING = "running"
     DONE = "done"
@@ -49,7 +58,7 @@ class Outcome(StrEnum):
     CANCELLED = "cancelled"
 
 
-class DirState(StrEnum):
+class DirState(_State):
     """The one state every directory found ends in."""
 
     FOUND = "found"  # not visited yet; none is left when a scan is complete
