@@ -62,7 +62,7 @@ judge() { # WORD, after those judged before it: sets last to the one before, and
     *)
         sort=word
         [ "$last" != -- ] || return 0 # behind it are no options
-        case $1 in -*) sort=option ;; esac
+        case $1 in -?*) sort=option ;; esac
         before=$1
         ;;
     esac
@@ -250,12 +250,14 @@ run_in_container() { # the program's arguments
     # Nothing that lies beside the data directory is in the container, so that `..` would lead nowhere.
     [ -z "$db" ] || db=$data/$(basename -- "$db")
     file=${db:-$data/smart_catalog.db}
-    if [ -L "$file" ]; then # it leads nowhere in a container that has only the folder of the link
-        [ ! -f "$data/smart_scan.toml" ] || : "${SMART_SCAN_CONFIG:=$data/smart_scan.toml}"
-        db=$(readlink -f -- "$file") && data=$(dirname -- "$db") && [ -d "$data" ] ||
-            fail $EXIT_NO_CATALOGUE "the link $file leads to a directory that does not exist; make it, or remove the link."
-        SMART_SCAN_DB=$db
-        export SMART_SCAN_DB
+    if [ -L "$file" ]; then # not followed: whoever may make a link here may not choose what root mounts and owns
+        case $(readlink -f -- "$file") in
+        "$(readlink -f -- "$data")"/*) ;;
+        *)
+            fail $EXIT_NO_CATALOGUE "the catalogue $file is a link, which leads nowhere in a container that has" \
+                "only the directory of the link; name the catalogue itself with --db."
+            ;;
+        esac
     fi
     [ -z "${SMART_SCAN_DB:-}" ] || SMART_SCAN_DB=$db
     if [ "$(id -u)" != 0 ]; then
@@ -271,11 +273,16 @@ run_in_container() { # the program's arguments
     while [ "$count" -gt 0 ]; do
         word=$1
         judge "$word"
-        case $sort:$last:$word in
-        value:--db:?*) word=$db ;;
-        option:*:--db=?*) word=--db=$db ;;
-        word:*: | word:*:/*) ;;
-        word:*) if [ "$word" = "$share" ]; then word=$(pwd)/$word share=; fi ;; # once: its name may be the same
+        case $sort:$last in
+        value:--db) [ -z "$word" ] || word=$db ;;
+        value:*) ;;
+        option:*) case $word in --db=?*) word=--db=$db ;; esac ;;
+        word:*)
+            case $word in
+            '' | /*) ;;
+            "$share") word=$(pwd)/$word share='' ;; # once: its name may be the same
+            esac
+            ;;
         esac
         count=$((count - 1))
         shift

@@ -10,7 +10,6 @@ import pytest
 
 from command import check_nothing_is_left, command_of, run, scan, scan_words
 from disks import fill, small_disk
-from smartscan.catalogue.lock import MountLock
 from trees import Tree, build, find_listing
 from truth import check_consistent, check_same_tree, holdings
 from users import NOBODY
@@ -256,21 +255,6 @@ def test_a_broken_off_scan_whose_row_is_damaged(share, db, change):
     assert all(done.returncode in (0, 12) for done in said), said
     assert all("is damaged" in done.stderr for done in said if done.returncode), said
     assert any(done.returncode for done in said)
-
-
-def test_a_link_to_the_catalogue_is_the_catalogue(share, db, tmp_path):
-    link = tmp_path / "elsewhere" / "link.db"
-    link.parent.mkdir()
-    link.symlink_to(db.parent / "gone" / "x.db")
-    refused(*scan_words(share, link), code=12, sentence=f"{db.parent}/gone does not exist")
-    link.unlink()
-    link.symlink_to(db)
-    scan(share, link)
-    check_same_tree(holdings(db, "Media"), find_listing(share))
-    with MountLock(db, "Media"):
-        refused(*scan_words(share, link), code=12, sentence="mount 'Media' is being scanned")
-    assert [p.name for p in link.parent.iterdir()] == ["link.db"]
-    assert {p.name for p in db.parent.iterdir()} >= {"locks", "smart_catalog.reserve"}
 
 
 @pytest.mark.parametrize("table", ["scan", "chunk", "dir"])

@@ -236,11 +236,12 @@ def test_what_people_and_programs_get(catalogue: Path, arguments: tuple[str, ...
 
 @pytest.mark.parametrize("command", ["problems", "monitor"])
 def test_commands_that_reports_tell_to_run_are_those_the_user_can_type(tmp_path: Path, command: str) -> None:
-    other = tmp_path / "other disk" / "c.db"
+    other = tmp_path / "other disk" / "smart_catalog.db"
     other.parent.mkdir()
     fixture.videos(other).close()
     words = {"problems": "retry Videos", "monitor": "stats Videos"}[command]
-    text = _run(command, "--db", str(other), SMART_SCAN_COMMAND="./run_smart_scan.sh").stdout
+    script = {"SMART_SCAN_COMMAND": "./run_smart_scan.sh", "SMART_SCAN_DIR": str(other.parent)}
+    text = _run(command, "--db", str(other), **script).stdout
     assert f"./run_smart_scan.sh {words} --db '{other}'" in text
     text = _run(command, SMART_SCAN_DB=str(other)).stdout  # the environment is still there the next time
     assert f" smartscan {words}" in text

@@ -96,6 +96,16 @@ def test_a_lock_is_free_again_after_the_block_also_to_its_own_process(path):
     assert holders(path) == {}
 
 
+def test_a_link_to_the_catalogue_has_its_locks(path, tmp_path):
+    link = tmp_path / "elsewhere" / "link.db"
+    link.parent.mkdir()
+    link.symlink_to(path)
+    with MountLock(path, "usr"):
+        assert is_held(link, "usr")
+        with pytest.raises(CatalogueBusy):
+            MountLock(link, "usr").__enter__()
+
+
 def test_a_worker_does_not_inherit_the_lock(path):
     with MountLock(path, "usr"):
         child = subprocess.Popen(["sleep", "60"], close_fds=False)

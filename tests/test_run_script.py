@@ -106,6 +106,11 @@ def test_relative_paths_are_made_absolute_and_names_are_not(host: Host) -> None:
     assert words == ["scan", f"{here}/Media", "--", "--db=x.db"]
     words = host.program_words("scan", "--exclude", "--db", "Media", "a")
     assert words == ["scan", "--exclude", "--db", f"{here}/Media", "a"]
+    (host.folder / "z:" / "home").mkdir(parents=True)
+    for share in ("z:", "z:/home"):
+        assert host.program_words("scan", "--exclude=a:/b", share, "N")[2:] == [f"{here}/{share}", "N"]
+    (host.folder / "-").mkdir()
+    assert host.program_words("scan", "-", "N") == ["scan", f"{here}/-", "N"]
 
 
 def test_the_catalogue_is_named_by_a_path_that_the_container_has(host: Host) -> None:
@@ -120,22 +125,21 @@ def test_the_catalogue_is_named_by_a_path_that_the_container_has(host: Host) -> 
     assert f'type=bind,"source={here}/cat","target={here}/cat"' in ran.stdout
 
 
-def test_a_link_to_the_catalogue_is_followed(host: Host) -> None:
-    (host.folder / "data").mkdir()
-    (host.folder / "data/smart_scan.toml").touch()
-    link = host.folder / "data/smart_catalog.db"
-    link.symlink_to("../disk/big.db")
-    missing = host.run("stats")
-    assert missing.returncode == 12
-    assert f"the link {link} leads to a directory that does not exist" in missing.stderr
-    disk = host.folder / "disk"
+def test_a_link_to_the_catalogue_is_not_followed_out_of_its_directory(host: Host) -> None:
+    data, disk = host.folder / "data", host.folder / "disk"
+    data.mkdir()
     disk.mkdir()
-    for words, environment in ((["stats"], {}), (["stats", "--db", str(link)], {}),
-                               (["stats"], {"SMART_SCAN_DB": str(link)})):  # fmt: skip
-        said = host.run(*words, **environment).stdout.splitlines()
-        assert {f'type=bind,"source={disk}","target={disk}"', f"SMART_SCAN_DIR={disk}"} <= set(said)
-        assert {"SMART_SCAN_DB", f"SMART_SCAN_CONFIG={host.folder}/data/smart_scan.toml"} <= set(said)
-        assert said[-2:] == ["--db", f"{disk}/big.db"] or said[-1] == "stats"
+    link = data / "smart_catalog.db"
+    for target in ("../disk/big.db", "../gone/big.db", "../database/big.db", "smart_catalog.db"):
+        link.symlink_to(target)
+        for words, environment in ((["stats"], {}), (["stats", "--db", str(link)], {}),
+                                   (["stats"], {"SMART_SCAN_DB": str(link)})):  # fmt: skip
+            refused = host.run(*words, **environment)
+            assert (refused.returncode, refused.stdout) == (12, "")
+            assert f"the catalogue {link} is a link" in refused.stderr
+        link.unlink()
+    link.symlink_to("other.db")
+    assert host.program_words("stats") == ["stats"]
 
 
 def test_a_settings_file_goes_along(host: Host) -> None:

@@ -131,12 +131,8 @@ def data_dir(*, unraid: Path = UNRAID_SHARES) -> Path:
 
 
 def catalogue_path(db: Path | None) -> Path:
-    """Give the absolute path of the catalogue; its directory is the data directory of this run.
-
-    A link is followed: SQLite has its side files beside the catalogue itself, and so has all else.
-    """
-    path = os.path.abspath(db.expanduser()) if db else data_dir() / CATALOGUE
-    return Path(os.path.realpath(path) if os.path.islink(path) else path)
+    """Give the absolute path of the catalogue; its directory is the data directory of this run."""
+    return Path(os.path.abspath(db.expanduser())) if db else data_dir() / CATALOGUE
 
 
 def default_map() -> dict[str, Any]:

@@ -84,6 +84,11 @@ def keep_reserve(path: Path) -> bool:
     return True
 
 
+def beside(path: Path, name: str) -> Path:
+    """Give a path beside the catalogue itself, as SQLite has its side files, where `path` is a link to it."""
+    return Path(os.path.realpath(path)).with_name(name)
+
+
 def give_to_owner(path: Path) -> None:
     """Let the catalogue belong to PUID:PGID, as NAS users know them, where they are set and this is root.
 
@@ -97,7 +102,7 @@ def give_to_owner(path: Path) -> None:
         ids.append(int(value) if value else -1)
     if os.geteuid() != 0 or ids == [-1, -1]:
         return
-    locks = path.with_name("locks")
+    locks = beside(path, "locks")
     for file in (path.parent, path, _reserve(path), locks, *(locks.glob("*.lock") if locks.is_dir() else ())):
         with suppress(OSError):  # a file system without owners
             os.chown(file, *ids, follow_symlinks=False)

@@ -214,7 +214,7 @@ def _look(file: Path) -> tuple[str, Holder | None, float, bool] | None:
 
 
 def _folder(catalogue: Path) -> Path:
-    return catalogue.with_name("locks")
+    return directory.beside(catalogue, "locks")
 
 
 def _is_elsewhere(holder: Holder, catalogue: Path) -> bool:

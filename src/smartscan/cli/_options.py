@@ -75,13 +75,12 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON f
 
 
 def commands(db: Path | None) -> words.Commands:
-    """Give the commands as this user has to type them: with the name used, and --db where it was needed."""
+    """Give the commands as this user has to type them: with the name used, and --db where it was given."""
     from smartscan.report import words
 
     program = os.environ.get("SMART_SCAN_COMMAND") or PROGRAM
     said = click.get_current_context().get_parameter_source("db") is ParameterSource.COMMANDLINE
-    needed = said and config.catalogue_path(db) != config.catalogue_path(None)
-    return words.Commands(program, str(config.catalogue_path(db)) if needed else None)
+    return words.Commands(program, str(config.catalogue_path(db)) if said else None)
 
 
 def _file(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
