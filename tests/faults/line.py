@@ -190,8 +190,11 @@ class Line:
     def _workers(self) -> Iterator[tuple[int, int]]:
         mark = os.fsencode(f"SMART_SCAN_FOLDER={self.data}/")
         for process in Path("/proc").glob("[0-9]*"):
+            tasks = [process]
+            with contextlib.suppress(FileNotFoundError):  # it has ended meanwhile
+                tasks += process.glob("task/*")
             # The thread that hangs has the environment; the leader of an ended process has it no more.
-            for task in (process, *process.glob("task/*")):
+            for task in tasks:
                 with contextlib.suppress(OSError):
                     if mark in (task / "environ").read_bytes():
                         yield int(process.name), session_of(int(process.name))

@@ -115,7 +115,7 @@ class Orders:
     """RULES.json, as it is now."""
 
     file: str
-    stamp: int | None = None
+    stamp: tuple[int, int] | None = None
     rules: list[Rule] = field(default_factory=list)
     by_op: dict[str, list[Rule]] = field(default_factory=dict)
     virtual: dict[bytes, dict[str, Any]] = field(default_factory=dict)
@@ -124,7 +124,8 @@ class Orders:
     def reload(self) -> bool:
         """Read the file if it changed; tell whether it did."""
         try:
-            stamp = os.stat(self.file).st_mtime_ns
+            found = os.stat(self.file)
+            stamp = found.st_ino, found.st_mtime_ns  # replaced twice within a tick, its time is the same
             if stamp == self.stamp:
                 return False
             with open(self.file) as stream:
@@ -189,10 +190,7 @@ class FaultFS:
                 wait_s = max(0.0, min(wait_s, self.due[0][0] - time.monotonic()))
             # select, because poll and epoll round a wait up to whole milliseconds.
             select.select([self.fd], [], [], wait_s)
-            if self.orders.reload():
-                for unique, request in list(self.hung.items()):
-                    del self.hung[unique]
-                    self.handle(request)
+            self.obey()
             while True:
                 while self.due and self.due[0][0] <= time.monotonic():
                     self.send(heapq.heappop(self.due)[2])
@@ -206,7 +204,15 @@ class FaultFS:
                     break
                 length, opcode, unique, node, _, _, pid, _, _ = REQUEST.unpack_from(data)
                 op = OPERATIONS.get(opcode, f"op{opcode}")
+                self.obey()  # whoever asks may have changed the rules just before
                 self.handle(Request(op, unique, node, pid, data[REQUEST.size : length]))
+
+    def obey(self) -> None:
+        """Take new rules, if there are any, and judge anew what hangs."""
+        if self.orders.reload():
+            for unique, request in list(self.hung.items()):
+                del self.hung[unique]
+                self.handle(request)
 
     def handle(self, request: Request) -> None:
         """Answer a request, now or later or never, as the rules say."""
