@@ -136,7 +136,7 @@ def test_what_an_ordinary_user_may_not_read_is_named_and_read_by_root_later(tmp_
     os.chown(db.parent, NOBODY, NOBODY)
     with odd_tree(tmp_path / "odd", big=False) as odd:
         done = run(*scan_words(odd.path, db), code=3, **ordinary)
-        assert "Incomplete: 3 directories could not be read" in done.stdout
+        assert "Incomplete: 3 directories and 1 other path could not be read" in done.stdout
         held = holdings(db, "Media")
         check_consistent(held)
         nothing, no_search, no_read = odd.denied

@@ -148,6 +148,7 @@ class Line:
             assert dirs["found"] == sum(n for state, n in dirs.items() if state != "found"), dirs
             failed = sum(dirs[state] for state in ("denied", "timed out", "I/O error"))
             assert certificate["complete"] == (not failed and not certificate["problems"])
+            assert certificate["complete"] == (not failed and not certificate["unread_paths"])
             assert certificate["complete"] == (done.status == 0)
             listed = len(certificate["abandoned"])
         assert abandoned is None or listed <= abandoned

@@ -9,7 +9,7 @@ import sqlite3
 from errno import EEXIST, ETIMEDOUT
 
 from smartscan.catalogue.tree import dir_id_of, is_decided
-from smartscan.model import DirState, WalkError
+from smartscan.model import UNREAD, DirState, WalkError
 
 RETRY_FIRST_S = 3600.0  # a path that did not answer is tried again after an hour, then two, four, ...
 RETRY_MOST_S = 7 * 86400.0
@@ -93,6 +93,23 @@ def silent_directories(conn: sqlite3.Connection, mount_id: int, scan_id: int) ->
         if named and not is_decided(conn, mount_id, scan_id, path):
             found.append(path)
     return found
+
+
+def besides_directories(conn: sqlite3.Connection, mount_id: int) -> int:
+    """Count the paths with an open problem that are no directory which could not be read: files, mostly.
+
+    Cost: a look-up per open problem.
+    """
+    paths = conn.execute(
+        "SELECT DISTINCT CAST(path AS BLOB) FROM problem WHERE mount_id = ? AND cleared_at IS NULL",
+        (mount_id,),
+    ).fetchall()
+    count = 0
+    for (path,) in paths:
+        dir_id = dir_id_of(conn, mount_id, path)
+        row = conn.execute("SELECT state FROM dir WHERE id = ?", (dir_id,)).fetchone()
+        count += row is None or row[0] not in UNREAD
+    return count
 
 
 def due_at_once(conn: sqlite3.Connection, mount_id: int, scan_id: int, at: float) -> None:

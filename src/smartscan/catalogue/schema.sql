@@ -22,8 +22,9 @@ CREATE TABLE mount (
 -- directories were `found`, and how many ended in each state), `files`, `entries`, `bytes` and `disk_bytes` of the
 -- mount as the catalogue has it now, `fs` (statvfs: `total_bytes`, `used_bytes`) and `unexplained_bytes` (used less
 -- catalogued), `complete` (every directory found was read or left out by a rule, and no problem is open), `problems`
--- (open ones), `missing` (the first 1,000 directories that could not be read: `path`, `state`, `reason`),
--- `stale_dirs` (known only from an earlier scan), `abandoned` (workers that could not be killed).
+-- (open ones), `unread_paths` (paths that have one, besides the directories that could not be read), `missing` (the
+-- first 1,000 of those directories: `path`, `state`, `reason`), `stale_dirs` (known only from an earlier scan),
+-- `abandoned` (workers that could not be killed).
 CREATE TABLE scan (
     id INTEGER PRIMARY KEY,
     mount_id INTEGER NOT NULL REFERENCES mount(id),

@@ -190,6 +190,16 @@ def unread_dirs(certificate: Mapping[str, Any] | None) -> int:
     return sum(certificate["dirs"].get(state, 0) for state in UNREAD) if certificate else 0
 
 
+def _unread_words(certificate: Mapping[str, Any] | None) -> str:
+    """Count all that could not be read; empty where it is nothing, or an older account does not tell."""
+    dirs, paths = unread_dirs(certificate), certificate.get("unread_paths", 0) if certificate else 0
+    counts = [
+        words.plural(dirs, "directory") if dirs else "",
+        words.plural(paths, "other path" if dirs else "path") if paths else "",
+    ]
+    return " and ".join(filter(None, counts))
+
+
 def next_words(scan: Scan, commands: words.Commands = words.INSTALLED) -> list[str]:
     """Say what the result means and what to do now."""
     name = scan.mount.name
@@ -211,10 +221,9 @@ def next_words(scan: Scan, commands: words.Commands = words.INSTALLED) -> list[s
             "Incomplete: the mount stopped answering, and what was left of it waits until it does again.",
             f"See to the storage, then go on: {commands.scan(scan)}",
         ]
-    n = unread_dirs(scan.certificate)
-    what = f"{words.plural(n, 'directory')} could not be read" if n else "some entries could not be read"
     return [
-        f"Incomplete: {what}. Why: {commands('problems', name)}",
+        f"Incomplete: {_unread_words(scan.certificate) or 'some entries'} could not be read. "
+        f"Why: {commands('problems', name)}",
         f"To try those again: {commands('retry', name)}. To look at the rest: {ask}",
     ]
 
@@ -261,10 +270,10 @@ def _reasons(certificate: Mapping[str, Any], used: int) -> list[str]:
         ]
     dirs = certificate["dirs"]
     left_out = dirs.get(DirState.EXCLUDED, 0) + dirs.get(DirState.OTHER_MOUNT, 0)
-    unread = unread_dirs(certificate)
+    unread = _unread_words(certificate)
     reasons = [
         f"what was left out ({words.plural(left_out, 'directory')})" if left_out else "",
-        f"what could not be read ({words.plural(unread, 'directory')})" if unread else "",
+        f"what could not be read ({unread})" if unread else "",
         "what lies on that file system outside the share",
         "snapshots",
         "files deleted but still open",

@@ -467,6 +467,7 @@ class _Scan:
             "unexplained_bytes": fs["used_bytes"] - disk if fs else None,
             "complete": decided == found and not unread and not open_problems,
             "problems": open_problems,
+            "unread_paths": problems.besides_directories(conn, mount_id),
             "missing": missing,
             "stale_dirs": stale,
             "abandoned": self.controller.abandoned,
