@@ -10,6 +10,7 @@ import pytest
 
 from command import check_nothing_is_left, command_of, run, scan, scan_words
 from disks import fill, small_disk
+from smartscan.catalogue.directory import remove
 from trees import Tree, build, find_listing
 from truth import check_consistent, check_same_tree, holdings
 from users import NOBODY
@@ -255,6 +256,58 @@ def test_a_broken_off_scan_whose_row_is_damaged(share, db, change):
     assert all(done.returncode in (0, 12) for done in said), said
     assert all("is damaged" in done.stderr for done in said if done.returncode), said
     assert any(done.returncode for done in said)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    "place", ["work", "work/Media", "locks", "smart_catalog.db", "smart_catalog.reserve"]
+)
+def test_root_follows_no_link_that_the_owner_of_the_data_directory_has_laid(share, db, tmp_path, place):
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    build(victim, {"Media": {"1-1": {"precious": 5}}, "1-1": {"precious": 7}})
+    before = find_listing(victim)
+    file = place.startswith("smart_catalog")
+    link = db.parent / place
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to(victim / "new" if file else victim)
+    for path in (db.parent, link.parent, link):
+        os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
+    if place == "smart_catalog.reserve":  # one may be spared
+        scan(share, db)
+        assert not os.path.lexists(link)
+    else:
+        refused(*scan_words(share, db), code=12, sentence=f"{link} is a link")
+        run("cleanup", "--db", db)
+        assert link.is_symlink()
+    assert find_listing(victim) == before
+
+
+@pytest.mark.root
+def test_cleanup_removes_nothing_through_a_link_and_waits_for_no_pipe(db, tmp_path):
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    build(victim, {"1-1": {"precious": 7}, "faultfs-x": {}})
+    before = find_listing(victim)
+    for place in ("work", "survey-x", "drill-x", ".probe-x"):
+        (db.parent / place).symlink_to(victim)
+    (db.parent / "drill-pipe").mkdir()
+    os.mkfifo(db.parent / "drill-pipe" / "lock")
+    run("cleanup", "--db", db, code=None)
+    (db.parent / "work").unlink()
+    (db.parent / "work").mkdir()
+    (db.parent / "work" / "Media").symlink_to(victim)
+    (db.parent / "work" / "file").touch()
+    run("cleanup", "--db", db, code=None)
+    assert find_listing(victim) == before
+    folder = db.parent / "work" / "Media" / "1-1"
+    remove(folder, below=db.parent)
+    assert find_listing(victim) == before
+    (db.parent / "work" / "Media").unlink()
+    folder.mkdir(parents=True)
+    build(folder, {"x": 1, "y": {"z": 2}})
+    remove(folder, below=db.parent)
+    assert not folder.exists()
 
 
 @pytest.mark.parametrize("table", ["scan", "chunk", "dir"])

@@ -8,16 +8,16 @@ volumes, never what a living controller uses.
 from __future__ import annotations
 
 import fcntl
-import shutil
+import os
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from smartscan import engine as engines
-from smartscan.catalogue import lock, read
+from smartscan.catalogue import directory, lock, read
 from smartscan.config import CATALOGUE, WORKER_IMAGE
 from smartscan.errors import CatalogueBusy, CatalogueError, EngineError
 from smartscan.faults import unmount_in
@@ -59,9 +59,9 @@ def leftovers(db: Path, namespace: str, *, image: str = WORKER_IMAGE) -> tuple[l
                 )
             )
     for folder in _folders(db, alive, busy, kept):
-        found.append(Leftover(str(folder), partial(_remove_folder, folder)))
+        found.append(Leftover(str(folder), partial(_remove_folder, db.parent, folder)))
     for folder in _drills(db.parent):
-        found.append(Leftover(str(folder), partial(_remove_drill, folder)))
+        found.append(Leftover(str(folder), partial(_remove_drill, db.parent, folder)))
     return found, kept
 
 
@@ -75,27 +75,36 @@ def clean(found: list[Leftover], db: Path) -> tuple[list[str], list[str]]:
     gone: list[str] = []
     stays: list[str] = []
     with ExitStack() as held:
-        work = db.parent / "work"
-        for mount in sorted(p.name for p in work.iterdir()) if work.is_dir() else ():
+        mounts = _mounts(db.parent)
+        for mount in mounts:
             try:
-                held.enter_context(lock.MountLock(db, mount))
+                held.enter_context(lock.MountLock(db, mount.name))
             except (CatalogueBusy, CatalogueError) as e:  # a scan began meanwhile
                 stays.append(str(e))
-                found = [f for f in found if f"/work/{mount}/" not in f.what]
+                found = [f for f in found if f"/work/{mount.name}/" not in f.what]
         for item in found:
             (gone if item.remove() else stays).append(item.what)
-        for folder in (*sorted(work.glob("*")), work) if work.is_dir() else ():
-            if not any(folder.iterdir()):
-                folder.rmdir()
+        with suppress(OSError):  # something else is in there
+            for folder in mounts:
+                with suppress(OSError):
+                    folder.rmdir()
+            (db.parent / "work").rmdir()
     return gone, stays
+
+
+def _mounts(data: Path) -> list[Path]:
+    """List the folders that have attempts of a mount; a link is none."""
+    work = data / "work"
+    if work.is_symlink() or not work.is_dir():
+        return []
+    return sorted(folder for folder in work.iterdir() if folder.is_dir() and not folder.is_symlink())
 
 
 def _folders(db: Path, alive: dict[str, lock.Holder], busy: set[Path], kept: list[str]) -> Iterator[Path]:
     """Folders that nobody needs: of ended attempts, and of surveys and probes whose process is gone."""
     data = db.parent
     needed = _needed(db)
-    work = data / "work"
-    for mount in sorted(work.iterdir()) if work.is_dir() else ():
+    for mount in _mounts(data):
         if mount.name in alive:
             continue
         for folder in sorted(mount.iterdir()):
@@ -115,8 +124,11 @@ def _folders(db: Path, alive: dict[str, lock.Holder], busy: set[Path], kept: lis
 def _drills(data: Path) -> Iterator[Path]:
     """Folders of drills whose process is gone; one that runs holds a lock."""
     for folder in sorted(data.glob("drill-*")):
+        if folder.is_symlink():
+            continue
         try:
-            with (folder / "lock").open() as lock:
+            flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # a pipe would never open
+            with open(os.open(folder / "lock", flags)) as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except FileNotFoundError:
             pass
@@ -159,11 +171,11 @@ def _remove_worker(engine: engines.Engine, worker_id: str) -> bool:
     return engine.kill(worker_id) and engine.remove(worker_id)
 
 
-def _remove_folder(folder: Path) -> bool:
-    shutil.rmtree(folder, ignore_errors=True)
+def _remove_folder(data: Path, folder: Path) -> bool:
+    directory.remove(folder, below=data)
     return not folder.exists()
 
 
-def _remove_drill(folder: Path) -> bool:
+def _remove_drill(data: Path, folder: Path) -> bool:
     unmount_in(folder)  # its file system went with its process; what is left of it answers nobody
-    return _remove_folder(folder)
+    return _remove_folder(data, folder)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from smartscan import config
@@ -36,6 +36,11 @@ def prepare(path: Path, *, create: bool) -> None:
             folder.mkdir(parents=True)
         check_writable(folder)
         check_writable(path, os.W_OK)
+        if os.geteuid() == 0 and path.is_symlink() and path.lstat().st_uid != 0:
+            raise CatalogueError(
+                f"{path} is a link that root has not made, and root would write where it leads; "
+                "name the catalogue itself with --db"
+            )
     except OSError as error:
         raise explained(error, folder) from error
 
@@ -46,6 +51,29 @@ def check_writable(place: Path, rights: int = os.W_OK | os.X_OK) -> None:
         read_only = os.statvfs(place).f_flag & os.ST_RDONLY
         why = "is on a read-only file system" if read_only else "may not be written by this user"
         raise CatalogueError(f"{place} {why}; choose another catalogue with --db")
+
+
+def refuse_link(place: Path) -> None:
+    """See that nobody has laid a link where folders are made and removed; else CatalogueError.
+
+    Who may write in the data directory need not be root, and root would make and remove what it leads to.
+    """
+    if place.is_symlink():
+        raise CatalogueError(f"{place} is a link and no directory; remove it, or choose another --db")
+
+
+def remove(folder: Path, *, below: Path) -> None:
+    """Remove a folder somewhere below a directory, as far as that is possible, and through no link."""
+    import shutil  # with all its compressors: no scan waits for them at its start
+
+    *way, name = folder.relative_to(below).parts
+    with ExitStack() as opened, suppress(OSError):
+        place = os.open(below, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        opened.callback(os.close, place)
+        for step in way:
+            place = os.open(step, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=place)
+            opened.callback(os.close, place)
+        shutil.rmtree(name, ignore_errors=True, dir_fd=place)
 
 
 def make_room(path: Path) -> None:
@@ -75,7 +103,7 @@ def keep_reserve(path: Path) -> bool:
     try:
         # Random, because a file system that compresses would keep nothing of zeros.
         block = os.urandom(RESERVE_BYTES >> 4)
-        with reserve.open("wb") as file:
+        with reserve.open("xb") as file:  # never through a link
             for _ in range(16):
                 file.write(block)
     except OSError:
@@ -105,6 +133,8 @@ def give_to_owner(path: Path) -> None:
     locks = beside(path, "locks")
     for file in (path.parent, path, _reserve(path), locks, *(locks.glob("*.lock") if locks.is_dir() else ())):
         with suppress(OSError):  # a file system without owners
+            if file.is_symlink():  # stays with who made it
+                continue
             os.chown(file, *ids, follow_symlinks=False)
 
 

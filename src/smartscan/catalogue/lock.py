@@ -105,6 +105,7 @@ class MountLock:
         return self
 
     def _take(self, file: Path) -> None:
+        directory.refuse_link(file.parent)
         file.parent.mkdir(exist_ok=True)
         # Who may write there, and need not be root, could lay a link to any file that root may write.
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK

@@ -25,7 +25,7 @@ from typing import Any
 
 from smartscan.errors import SmartScannerError
 
-MNT_DETACH = 2  # umount2(2)
+MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8  # umount2(2)
 Rule = dict[str, Any]
 PREFIX, MOUNT_POINT = "faultfs-", "mnt"
 READY_S = 10.0  # a daemon is ready in 0.1 s; a busy machine has more patience
@@ -133,11 +133,12 @@ def unmount(mount_point: Path) -> None:
     Lazily: a reader that was just freed may still have it open. Again and again, as mounts may lie on one
     another.
     """
-    while libc.umount2(os.fsencode(mount_point), MNT_DETACH) == 0:
+    while libc.umount2(os.fsencode(mount_point), MNT_DETACH | UMOUNT_NOFOLLOW) == 0:
         pass
 
 
 def unmount_in(folder: Path) -> None:
     """Take away the mounts that a killed process left in `folder`, which it had given as `below`."""
     for scratch in folder.glob(f"{PREFIX}*"):
-        unmount(scratch / MOUNT_POINT)
+        if not scratch.is_symlink():
+            unmount(scratch / MOUNT_POINT)

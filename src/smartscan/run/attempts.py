@@ -11,6 +11,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from smartscan.catalogue import directory
 from smartscan.catalogue.ingest import Ingest
 from smartscan.engine import Status
 from smartscan.model import Chunk, Progress
@@ -46,10 +47,8 @@ def furnish(folder: Path, orders: Orders) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove the folder of an attempt, as far as that is possible."""
-    import shutil  # with all its compressors: no scan waits for them at its start
-
-    shutil.rmtree(folder, ignore_errors=True)
+    """Remove the folder of an attempt, DATA/work/MOUNT/ATTEMPT, as far as that is possible."""
+    directory.remove(folder, below=folder.parents[2])
 
 
 def give_order(folder: Path, order: str) -> None:

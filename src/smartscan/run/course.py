@@ -95,6 +95,7 @@ def run(
             bulk.conn.execute("PRAGMA synchronous = OFF")
         directory.give_to_owner(request.db)
         for folder in (request.work.parent, request.work):
+            directory.refuse_link(folder)
             directory.check_writable(folder)  # else every start would fail, and be tried again for ever
         with closing(bulk.conn):
             return _Scan(request, engine, bulk, lock, only_failed=only_failed).run()
