@@ -25,6 +25,7 @@ from trees import Listed, Tree, build
 
 STALL_S = 2.0
 COMMAND = (sys.executable, "-m", "smartscan.cli")
+MEASURE = (sys.executable, "-I", "-S", str(Path(__file__).parents[2] / "benchmarks" / "measure.py"))
 # What a data directory may hold when no scan runs.
 AT_REST = {"", "-wal", "-shm", "-journal"}
 
@@ -87,6 +88,23 @@ class Line:
         self.check(done, abandoned)
         return done
 
+    def measured_scan(self, share: Path, *words: object, code: int) -> tuple[Done, int]:
+        """Scan, and tell the peak resident size of the largest process in bytes.
+
+        A process begins with the peak of the one it was forked from, which may be a test that held more.
+        """
+        told, tell = os.pipe()
+        with open(told) as answer:
+            command = (*MEASURE, str(tell), *COMMAND)
+            process = self._popen(self.words(share, *words), command, pass_fds=(tell,))
+            os.close(tell)
+            out, err = process.communicate(timeout=150)
+            cost = json.loads(answer.read())
+        done = Done(cost["status"], cost["wall_s"], out, err)
+        assert done.status == code, f"exit status {done.status}: {out}{err}"
+        self.check(done, 0)
+        return done, int(cost["peak_bytes"])
+
     def retry(self, *words: object, code: int | None = None) -> Done:
         options = ("--db", self.db, "--engine", self.engine, "--stall-after", STALL_S, "--json")
         done = self.command("retry", "m", *options, *words, code=code)
@@ -101,10 +119,11 @@ class Line:
         """Start a scan in the background."""
         return self._popen(self.words(share, *words, stall_s=stall_s))
 
-    def _popen(self, words: Iterable[str]) -> subprocess.Popen[str]:
+    def _popen(self, words: Iterable[str], command: tuple[str, ...] = COMMAND,
+               pass_fds: tuple[int, ...] = ()) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            (*COMMAND, *words), text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, env=os.environ | self.environment,
+            (*command, *words), text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, env=os.environ | self.environment, pass_fds=pass_fds,
         )  # fmt: skip
         self._started.append(process)
         return process
