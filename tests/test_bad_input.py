@@ -293,12 +293,16 @@ def test_cleanup_removes_nothing_through_a_link_and_waits_for_no_pipe(db, tmp_pa
         (db.parent / place).symlink_to(victim)
     (db.parent / "drill-pipe").mkdir()
     os.mkfifo(db.parent / "drill-pipe" / "lock")
-    run("cleanup", "--db", db, code=None)
+    said = run("cleanup", "--db", db).stdout
+    assert [line for line in said.splitlines() if line.startswith("kept: ")] == [
+        f"kept: {db.parent}/{place} is a link, which this program never lays: not touched"
+        for place in (".probe-x", "drill-x", "survey-x", "work")
+    ]
     (db.parent / "work").unlink()
     (db.parent / "work").mkdir()
     (db.parent / "work" / "Media").symlink_to(victim)
     (db.parent / "work" / "file").touch()
-    run("cleanup", "--db", db, code=None)
+    assert f"kept: {db.parent}/work/Media is a link" in run("cleanup", "--db", db).stdout
     assert find_listing(victim) == before
     folder = db.parent / "work" / "Media" / "1-1"
     remove(folder, below=db.parent)

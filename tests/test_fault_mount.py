@@ -136,13 +136,13 @@ def test_names_and_stats_are_asked_again_or_not_as_the_caches_say(real):
 
 
 def test_slow_answers_do_not_hold_up_others(real):
-    with fault_mount(real, rules=[slow("stuck", "opendir", ms=300)]) as share, ThreadPoolExecutor(9) as pool:
+    with fault_mount(real, rules=[slow("stuck", "opendir", ms=1500)]) as share, ThreadPoolExecutor(9) as pool:
         began = time.monotonic()
         waiting = [pool.submit(os.listdir, share.path / "stuck") for _ in range(8)]
         os.listdir(share.path / "ok")
-        assert time.monotonic() - began < 0.25
+        assert not any(one.done() for one in waiting)
         assert all(one.result() == ["inside"] for one in waiting)
-        assert 0.3 <= time.monotonic() - began < 0.9
+        assert 1.5 <= time.monotonic() - began < 6  # one after the other they take 12
 
 
 def test_latency_of_a_millisecond_is_one_also_for_many_clients(tmp_path):

@@ -22,6 +22,8 @@ from smartscan.config import CATALOGUE, WORKER_IMAGE
 from smartscan.errors import CatalogueBusy, CatalogueError, EngineError
 from smartscan.faults import unmount_in
 
+_SURVEYS, _PROBES, _DRILLS = "survey-*", ".probe-*", "drill-*"
+
 
 class Leftover(NamedTuple):
     """Something that can go; `remove` says whether it went."""
@@ -60,6 +62,7 @@ def leftovers(db: Path, namespace: str, *, image: str = WORKER_IMAGE) -> tuple[l
             )
     for folder in _folders(db, alive, busy, kept):
         found.append(Leftover(str(folder), partial(_remove_folder, db.parent, folder)))
+    kept += [f"{link} is a link, which this program never lays: not touched" for link in _links(db.parent)]
     for folder in _drills(db.parent):
         found.append(Leftover(str(folder), partial(_remove_drill, db.parent, folder)))
     return found, kept
@@ -92,12 +95,23 @@ def clean(found: list[Leftover], db: Path) -> tuple[list[str], list[str]]:
     return gone, stays
 
 
+def _links(data: Path) -> list[Path]:
+    """List links in the place of folders that could go."""
+    work = data / "work"
+    places = [work, *([] if work.is_symlink() else work.glob("*"))]
+    places += [place for names in (_SURVEYS, _PROBES, _DRILLS) for place in data.glob(names)]
+    return sorted(place for place in places if place.is_symlink())
+
+
 def _mounts(data: Path) -> list[Path]:
     """List the folders that have attempts of a mount; a link is none."""
     work = data / "work"
-    if work.is_symlink() or not work.is_dir():
-        return []
-    return sorted(folder for folder in work.iterdir() if folder.is_dir() and not folder.is_symlink())
+    return [] if work.is_symlink() else [folder for folder in _own(work, "*") if folder.is_dir()]
+
+
+def _own(folder: Path, names: str) -> list[Path]:
+    """List what has such names and is no link."""
+    return sorted(place for place in folder.glob(names) if not place.is_symlink())
 
 
 def _folders(db: Path, alive: dict[str, lock.Holder], busy: set[Path], kept: list[str]) -> Iterator[Path]:
@@ -114,18 +128,16 @@ def _folders(db: Path, alive: dict[str, lock.Holder], busy: set[Path], kept: lis
                 kept.append(f"{folder} holds work of a scan that can go on")
             else:
                 yield folder
-    for folder in sorted(data.glob("survey-*")):
+    for folder in _own(data, _SURVEYS):
         if not lock.holders(folder / CATALOGUE) and not lock.holders(folder / db.name):
             yield folder
     if not alive:
-        yield from sorted(data.glob(".probe-*"))
+        yield from _own(data, _PROBES)
 
 
 def _drills(data: Path) -> Iterator[Path]:
     """Folders of drills whose process is gone; one that runs holds a lock."""
-    for folder in sorted(data.glob("drill-*")):
-        if folder.is_symlink():
-            continue
+    for folder in _own(data, _DRILLS):
         try:
             flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # a pipe would never open
             with open(os.open(folder / "lock", flags)) as lock:
