@@ -225,7 +225,10 @@ def test_odd_names_at_once(rig: Rig, name: str) -> None:
 
 def test_the_same_chunk_in_two_data_directories(rig: Rig) -> None:
     mine, other = rig.engine(SLEEP), rig.engine(SLEEP, rig.namespace + "-2")
-    my_id, other_id = mine.start(rig.job()), other.start(rig.job())
+    jobs = rig.job(), rig.job()
+    my_id, other_id = mine.start(jobs[0]), other.start(jobs[1])
+    for job in jobs:  # a process that has just begun shows no environment yet
+        until((job.folder / "progress.json").exists, bool)
     assert [found.worker_id for found in mine.find(rig.namespace)] == [my_id]
     assert [found.worker_id for found in mine.find(rig.namespace + "-2")] == [other_id]
     assert mine.kill(my_id, grace_s=5)
@@ -245,7 +248,7 @@ def test_a_chunk_tried_again_beside_its_dead_attempt(rig: Rig) -> None:
 def test_another_engine_finds_and_ends_what_this_one_started(rig: Rig) -> None:
     worker_id = rig.engine(SLEEP).start(rig.job())
     other = rig.engine(SLEEP)
-    (found,) = other.find(rig.namespace)
+    (found,) = until(lambda: other.find(rig.namespace), bool)
     assert found.worker_id == worker_id
     assert other.status(worker_id).state == "running"
     assert other.kill(worker_id, grace_s=5)
@@ -320,8 +323,8 @@ def test_local_workers_die_with_their_controller(tmp_path: Path) -> None:
         watcher = local.Local("orphans")
         assert [found.worker_id for found in watcher.find("orphans")] == [worker_id]
         controller.kill()
-    until(lambda: watcher.find("orphans"), lambda found: not found, 5.0)
-    assert watcher.status(worker_id).state == "gone"
+    until(lambda: watcher.status(worker_id).state, lambda state: state == "gone", 5.0)
+    assert watcher.find("orphans") == []
     watcher.close()
 
 

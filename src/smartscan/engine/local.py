@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import smartscan
 from smartscan.engine import (
@@ -185,11 +185,13 @@ class Local:
             seen = _recognise(process, namespace)
             if seen and (process.session not in found or process.pid == process.session):
                 found[process.session] = seen
-        for worker_id, worker in list(self._workers.items()):  # a zombie has no environment to recognise
-            job = worker.job
-            if namespace == self._namespace and worker.process.pid not in found:
-                found[worker.process.pid] = Found(
-                    worker_id, job.scan_id, job.chunk_id, job.attempt, job.folder, "exited", owner_alive=True
+        # One that has just begun has no environment to recognise yet, and a zombie has none any more.
+        for worker_id, worker in list(self._workers.items()):
+            job, pid = worker.job, worker.process.pid
+            if namespace == self._namespace and pid not in found:
+                state: Literal["running", "exited"] = "running" if _exit_code(pid) is None else "exited"
+                found[pid] = Found(
+                    worker_id, job.scan_id, job.chunk_id, job.attempt, job.folder, state, owner_alive=True
                 )
         if parent := self._parent:
             parent.sweep()
@@ -283,9 +285,9 @@ class Local:
         return _Waiting(process, self._group(process.pid))
 
     def _marks(self, job: Job) -> dict[str, str]:
-        return {
-            MARK: f"{self._namespace}:{job.scan_id}:{job.chunk_id}:{job.attempt}",
+        return {  # in the order in which one that was ready shows them: MARK says that all are there
             MARK_FOLDER: os.fspath(job.folder),
+            MARK: f"{self._namespace}:{job.scan_id}:{job.chunk_id}:{job.attempt}",
         }
 
     def _group(self, pid: int) -> cgroups.Group | None:
