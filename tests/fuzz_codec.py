@@ -23,6 +23,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from records import rehashed
 from smartscan import shard
 from smartscan.catalogue.bulk import Bulk, open_bulk
 from smartscan.codec import python
@@ -65,12 +66,7 @@ def reseal(record: bytes, values: dict[str, int], *, length: bool) -> bytes:
     body = record[python.HEADER_BYTES:]
     if length:
         header = header._replace(length=len(record))
-    if "digest" not in values and header.full:
-        header = header._replace(digest=python.xxh64(body))
-    if "check" not in values:
-        head = python._HEADER.pack(*header._replace(check=0))
-        header = header._replace(check=python.xxh64(head if header.full else head + body))
-    return python._HEADER.pack(*header) + body
+    return rehashed(header, body, keep=values)
 
 
 @st.composite

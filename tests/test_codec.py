@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import twins
-from records import dotted, full_records, i64, paths, reasons, records, u8, u32, u64
+from records import dotted, full_records, i64, paths, reasons, records, rehashed, u8, u32, u64
 from smartscan import shard
 from smartscan.codec import kinds, python
 from smartscan.codec.python import NONE, Entries, Header, full_record
@@ -225,12 +225,7 @@ def test_blocks_whose_names_do_not_ascend_are_inserted_as_well(blocks):
 
 def resealed(data: bytes, **changes: int) -> bytes:
     """Change the header of a record and let its hashes say that all is well."""
-    header = header_of(data)._replace(check=0, **changes)
-    body = data[python.HEADER_BYTES:]
-    header = header._replace(digest=python.xxh64(body) if header.full else header.digest)
-    head = python._HEADER.pack(*header)
-    check = python.xxh64(head if header.full else head + body)
-    return python._HEADER.pack(*header._replace(check=check)) + body
+    return rehashed(header_of(data)._replace(**changes), data[python.HEADER_BYTES:])
 
 
 CONTRADICTIONS: dict[str, tuple[int, ...]] = {

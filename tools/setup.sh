@@ -1,7 +1,8 @@
 #!/bin/sh
 # Make the virtual environment $1 and install this checkout into it with the extras $2 ("" or "[dev]").
-# On Debian and its kin, as root, what is missing (venv, compiler, Python headers, strace and User-Mode
-# Linux for the tests) is installed first; without a compiler the scanner installs as well, with its slower walk.
+# On Debian and its kin, as root, what is missing (venv, compiler, Python headers; for the tests strace,
+# User-Mode Linux and the tools of other file systems) is installed first; without a compiler the scanner
+# installs as well, with its slower walk.
 set -eu
 venv=${1:-.venv}
 extras=${2:-}
@@ -50,6 +51,13 @@ if [ "$extras" = '[dev]' ]; then
         apt_install strace || say "no strace: the tests that kill at every system call are skipped"
     command -v linux >/dev/null ||
         apt_install user-mode-linux || say "no User-Mode Linux: the test that cuts the power is skipped"
+    missing=
+    for tool in mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs mksquashfs:squashfs-tools mergerfs:mergerfs sshfs:sshfs \
+        /usr/lib/openssh/sftp-server:openssh-sftp-server; do
+        command -v "${tool%:*}" >/dev/null || missing="$missing ${tool##*:}"
+    done
+    # shellcheck disable=SC2086 # several words
+    [ -z "$missing" ] || apt_install $missing || say "without$missing tests on such file systems are skipped"
 fi
 
 if [ ! -x "$venv/bin/python" ]; then

@@ -35,7 +35,7 @@
 
 /* ---- numbers shared with codec/python.py ------------------------------------------------------ */
 
-#define MAGIC 0x32445353u /* "SSD2" */
+#define MAGIC 0x33445353u /* "SSD3" */
 enum { KIND_DIR = 1, KIND_ERROR = 2, KIND_END = 3 };
 enum { LAST = 1, UNCHANGED = 2, BIG = 4 };
 enum { FOUND, LISTED, EXCLUDED, DENIED, TIMED_OUT, IO_ERROR, OTHER_MOUNT, VANISHED };
@@ -47,8 +47,8 @@ enum { OP_IDLE, OP_OPEN, OP_READDIR, OP_STAT, OP_READLINK, OP_STATFS };
 typedef struct {
     uint32_t magic, kind;
     uint64_t length;     /* of the whole record, a multiple of 8 */
-    uint64_t check;      /* XXH64 of the header with check = 0, and of the body where `digest` is not its hash */
-    uint64_t digest;     /* XXH64 of the body of a full record */
+    uint64_t check;      /* XXH64 of the header with check = 0, and of what of the body is not in `digest` */
+    uint64_t digest;     /* of the body of a full record, see digest_of */
     uint64_t dir_digest; /* of the whole directory, in its LAST record */
     uint64_t dev, ino, own_blocks;
     uint64_t files, bytes, blocks; /* sums of this record: regular files, st_size and st_blocks of non-directories */
@@ -379,16 +379,35 @@ static Header *record_begin(Buf *out, uint32_t kind, const char *path, size_t le
     h->magic = MAGIC; h->kind = kind; h->path_len = (uint32_t)len;
     return h;
 }
+/* Of what a full record says of its directory: all but the inode numbers of files with one name, which some file systems
+ * invent anew whenever the kernel has forgotten them. */
+static uint64_t digest_of(const Header *h)
+{
+    size_t n = h->n, plen = pad8(h->path_len);
+    const uint64_t *ino = (const uint64_t *)((const char *)(h + 1) + plen);
+    const char *rest = (const char *)(ino + n);
+    const uint32_t *nlink = (const uint32_t *)(rest + 4 * 8 * n), *mode = nlink + n;
+    uint64_t digest = xxh64(rest, h->length - sizeof *h - plen - 8 * n, xxh64(h + 1, plen, 0));
+    for (size_t i = 0; h->links && i < n; i++)
+        if (nlink[i] > 1 && (mode[i] & S_IFMT) != S_IFDIR) digest = xxh64(ino + i, 8, digest);
+    return digest;
+}
+static uint64_t check_of(const Header *h) /* of a full record */
+{
+    Header copy = *h;
+    copy.check = 0;
+    return xxh64((const char *)(h + 1) + pad8(h->path_len), 8 * (size_t)h->n, xxh64(&copy, sizeof copy, 0));
+}
 static void record_end(Buf *out, size_t at)
 {
     if (out->failed || !buf_add(out, NULL, pad8(out->len) - out->len)) return;
     Header *h = (Header *)(out->p + at);
     h->length = out->len - at;
     int full = h->kind == KIND_DIR && h->n && !(h->flags & UNCHANGED);
-    if (full) h->digest = xxh64(h + 1, h->length - sizeof *h, 0);
+    if (full) h->digest = digest_of(h);
     if (full && (h->flags & LAST)) h->dir_digest = h->digest;
     h->check = 0;
-    h->check = xxh64(h, full ? sizeof *h : h->length, 0);
+    h->check = full ? check_of(h) : xxh64(h, h->length, 0);
 }
 
 /* A directory that is not listed, or a path that could not be read. */
@@ -650,15 +669,15 @@ static void write_block(Batch *b, int fd, const Job *job, const St *self, int32_
     if (!buf_add(&b->out, NULL, pad8(body))) { b->failed = 1; return; }
     Header *h = (Header *)(b->out.p + at);
     char *p = (char *)(h + 1) + plen;
-    uint64_t *size = (uint64_t *)p, *blocks = size + m, *mtime = blocks + m, *ctime = mtime + m, *ino = ctime + m;
-    uint32_t *nlink = (uint32_t *)(ino + m), *mode = nlink + m, *uid = mode + m, *gid = uid + m, *end = gid + m;
+    uint64_t *ino = (uint64_t *)p, *size = ino + m, *blocks = size + m, *mtime = blocks + m, *ctime = mtime + m;
+    uint32_t *nlink = (uint32_t *)(ctime + m), *mode = nlink + m, *uid = mode + m, *gid = uid + m, *end = gid + m;
     char *names = (char *)(end + m), *text = names + names_len;
     uint32_t off = 0, subs = 0, links = 0, symlinks = 0, unknown = 0;
     for (size_t i = 0; i < m; i++) {
         const Ent *e = &b->ents[b->order[i]];
         const St *st = &b->sts[e->st];
         if (i + 8 < m) __builtin_prefetch(&b->sts[b->ents[b->order[i + 8]].st]);
-        size[i] = st->size; blocks[i] = st->blocks; mtime[i] = (uint64_t)st->mtime; ctime[i] = (uint64_t)st->ctime; ino[i] = st->ino;
+        ino[i] = st->ino; size[i] = st->size; blocks[i] = st->blocks; mtime[i] = (uint64_t)st->mtime; ctime[i] = (uint64_t)st->ctime;
         nlink[i] = st->nlink; mode[i] = st->mode; uid[i] = st->uid; gid[i] = st->gid;
         memcpy(names + off, b->names.p + e->off, e->len);
         off += e->len;
@@ -1254,26 +1273,25 @@ static size_t record_at(const char *buf, size_t len, size_t at, Record *r, int v
     uint64_t need = pad8(sizeof *h + pad8(h->path_len) + count * (full ? 60 : 4) + (uint64_t)h->names_len + h->text_len);
     if (need != h->length) return 0;
     if (verify) {
-        Header copy = *h;
-        copy.check = 0;
-        uint64_t check;
-        if (full) check = xxh64(&copy, sizeof copy, 0);
-        else {
+        if (full) {
+            if (h->check != check_of(h) || h->digest != digest_of(h)) return 0;
+        } else {
             char *all = malloc(h->length);
             if (!all) return 0;
             memcpy(all, h, h->length);
-            memcpy(all, &copy, sizeof copy);
-            check = xxh64(all, h->length, 0);
+            ((Header *)all)->check = 0;
+            uint64_t check = xxh64(all, h->length, 0);
             free(all);
+            if (check != h->check) return 0;
         }
-        if (check != h->check || (full && h->digest != xxh64(h + 1, h->length - sizeof *h, 0))) return 0;
     }
     const char *p = (const char *)(h + 1) + pad8(h->path_len);
     *r = (Record){.h = h, .path = (const char *)(h + 1)};
     if (full) {
         size_t n = h->n;
-        r->size = (const uint64_t *)p; r->blocks = r->size + n; r->mtime = (const int64_t *)(r->blocks + n); r->ctime = r->mtime + n;
-        r->ino = (const uint64_t *)(r->ctime + n); r->nlink = (const uint32_t *)(r->ino + n); r->mode = r->nlink + n;
+        r->ino = (const uint64_t *)p; r->size = r->ino + n; r->blocks = r->size + n;
+        r->mtime = (const int64_t *)(r->blocks + n); r->ctime = r->mtime + n;
+        r->nlink = (const uint32_t *)(r->ctime + n); r->mode = r->nlink + n;
         r->uid = r->mode + n; r->gid = r->uid + n; r->end = r->gid + n;
     } else
         r->end = (const uint32_t *)p;

@@ -30,4 +30,5 @@ ROWS: dict[int, tuple[str, str]] = {
     24: ("the output disk hangs or turns read-only", "said within the stall limit"),
     25: ("the clock jumps a day either way", "no false verdict"),
     26: ("scans with random faults, one after the other", "all of the above, and no leak"),
+    27: ("inode numbers that are invented anew", "nothing is called changed for it"),
 }

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from line import until
 
+import catalogues
 from smartscan.faults import fail, fault_mount, latency
-from trees import ODD_NAMES, Link, find_listing, odd_tree
+from trees import ODD_NAMES, Hard, Link, find_listing, odd_tree
 
 pytestmark = pytest.mark.fuse
 
@@ -90,6 +91,38 @@ def test_an_endless_directory_is_capped_and_marked(line, figure):
     assert done.dirs["I/O error"] == 1
     figure("an endless directory, cut at 100,000 names: the scan took", done.took_s, "s", at_most=60)
     figure("largest process", peak_bytes / 2**20, "MiB", at_most=300)
+
+
+@pytest.mark.row(27)
+def test_inode_numbers_that_are_invented_anew_change_nothing(line, figure):
+    line.build({
+        "plain": {f"f{n}": n for n in range(50)} | {"below": {"x": 1}, "link": Link("f1")},
+        "large": {f"{n:05d}": 0 for n in range(9000)},
+        "names": {"one": 6000, "two": Hard("names/one"), "other": {"three": Hard("names/one")}},
+        "touched": {f"f{n}": n for n in range(9)},
+    })  # fmt: skip
+    seen = []
+    with fault_mount(line.real, **NO_CACHE) as share:
+        line.scan(share.path, code=0)
+        before, sums = line.listing(), catalogues.totals(line.db)
+        for offset in (1 << 40, 2, 1):  # the last ones make numbers of others of them
+            share.set(ino_offset=offset)
+            with open(line.real / "touched/f0", "a") as file:
+                file.write("x")
+            done = line.scan(share.path, code=0)
+            seen.append([done.data[f"entries_{what}"] for what in ("new", "changed", "gone")])
+            found = {path: one._replace(ino=0) for path, one in line.listing().items()}
+            same = {path for path, one in before.items() if found[path] == one._replace(ino=0)}
+            assert before.keys() - same == {b"touched/f0"} and found.keys() == before.keys()
+            found = line.listing()
+            assert found[b"plain/f1"].ino == before[b"plain/f1"].ino  # it was not written again
+            now = catalogues.totals(line.db)
+            assert now[b"names"] == sums[b"names"] == (1, 4, 6000, now[b"names"][3])
+            for path in (b"names/one", b"names/two", b"names/other/three"):  # by which they are one file
+                assert found[path].ino == os.stat(share.path / os.fsdecode(path)).st_ino
+    wrong = sum(changed - 1 for _, changed, _ in seen)
+    figure("entries called changed beside the one that was", wrong, at_most=0)
+    assert seen == [[0, 1, 0]] * 3
 
 
 @pytest.mark.row(9)

@@ -189,7 +189,7 @@ CREATE TABLE entry (
     blocks INTEGER,                     -- 512 bytes each; disk bytes = blocks * 512
     mtime_ns INTEGER,                   -- since 1970; times outside 1677..2262 are held at that end
     ctime_ns INTEGER,
-    ino INTEGER,                        -- st_ino as a signed 64-bit number
+    ino INTEGER,                        -- st_ino as a signed 64-bit number, of when the entry last changed in something else
     nlink INTEGER,
     counted INTEGER,                    -- of a file with several names: 1 this one is in the totals, 0 another is
     PRIMARY KEY (dir_id, name)

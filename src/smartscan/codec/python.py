@@ -19,7 +19,7 @@ from smartscan.codec import kinds
 from smartscan.errors import ShardError
 from smartscan.numbers import signed
 
-MAGIC = 0x32445353  # "SSD2"
+MAGIC = 0x33445353  # "SSD3"
 KIND_DIR, KIND_ERROR, KIND_END = 1, 2, 3
 LAST, UNCHANGED, BIG = 1, 2, 4
 LISTED, VANISHED = 1, 7  # states; 7 is the highest
@@ -28,8 +28,8 @@ UNKNOWN = 0x80000000
 TYPE, DIRECTORY, REGULAR, SYMLINK = 0o170000, 0o040000, 0o100000, 0o120000
 ENTRY_BYTES = 60  # five columns of 8 bytes, five of 4
 _M32, _M64 = (1 << 32) - 1, (1 << 64) - 1
-_COLUMNS = ("size", "blocks", "mtime_ns", "ctime_ns", "ino", "nlink", "mode", "uid", "gid", "end")
-_CODES = "QQqqQIIIII"
+_COLUMNS = ("ino", "size", "blocks", "mtime_ns", "ctime_ns", "nlink", "mode", "uid", "gid", "end")
+_CODES = "QQQqqIIIII"
 
 _HEADER = struct.Struct("<2I 12Q 4Ii 7I")
 HEADER_BYTES = _HEADER.size
@@ -45,8 +45,8 @@ class Header(NamedTuple):
     magic: int
     kind: int
     length: int  # of the whole record, a multiple of 8
-    check: int  # XXH64 of the header with check = 0, and of the body where `digest` is not its hash
-    digest: int  # XXH64 of the body of a full record
+    check: int  # XXH64 of the header with check = 0, and of what of the body is not in `digest`
+    digest: int  # of the body of a full record, see `_digest`
     dir_digest: int  # of the whole directory, in its LAST record
     dev: int
     ino: int
@@ -77,7 +77,7 @@ class Header(NamedTuple):
 
 @dataclass(slots=True)
 class Entries:
-    """The columns of a full record, in the order of the names."""
+    """What the columns of a full record hold, in the order of the names."""
 
     names: list[bytes]
     size: array[int]
@@ -97,9 +97,9 @@ def pad8(n: int) -> int:
     return (n + 7) & ~7
 
 
-def xxh64(buffer: Any) -> int:
+def xxh64(buffer: Any, seed: int = 0) -> int:
     """Hash as _native.xxh64."""
-    return xxhash.xxh64_intdigest(buffer)
+    return xxhash.xxh64_intdigest(buffer, seed)
 
 
 def _little(column: array[int]) -> array[int]:
@@ -115,14 +115,39 @@ def _padded(data: bytes) -> bytes:
 def seal(header: Header, path: bytes, body: bytes) -> bytes:
     """Put a record together: fill in its lengths, its hashes and what it is padded with."""
     whole = _padded(_padded(path) + body)
-    length = HEADER_BYTES + len(whole)
-    digest = xxh64(whole) if header.full else header.digest
-    last = header.full and header.flags & LAST
-    header = header._replace(magic=MAGIC, length=length, check=0, digest=digest, path_len=len(path),
-                             dir_digest=digest if last else header.dir_digest)
-    head = _HEADER.pack(*header)
-    check = xxh64(head if header.full else head + whole)
-    return _HEADER.pack(*header._replace(check=check)) + whole
+    header = header._replace(magic=MAGIC, length=HEADER_BYTES + len(whole), path_len=len(path))
+    if header.full:
+        digest = digest_of(header, whole)
+        last = header.flags & LAST
+        header = header._replace(digest=digest, dir_digest=digest if last else header.dir_digest)
+    return _HEADER.pack(*header._replace(check=check_of(header, whole))) + whole
+
+
+def digest_of(h: Header, body: Any) -> int:
+    """Hash what a full record says of its directory: all but the inode numbers of files with one name, which
+    some file systems invent anew whenever the kernel has forgotten them.
+    """
+    path, inos, rest = _parts(h, body)
+    digest = xxh64(rest, xxh64(path))
+    if h.links:
+        nlinks, modes = (struct.unpack_from(f"<{h.n}I", rest, at * h.n) for at in (4 * 8, 4 * 8 + 4))
+        for i, (nlink, mode) in enumerate(zip(nlinks, modes, strict=True)):
+            if nlink > 1 and mode & TYPE != DIRECTORY:
+                digest = xxh64(inos[8 * i:8 * i + 8], digest)
+    return digest
+
+
+def check_of(h: Header, body: Any) -> int:
+    """Hash the header, and what of the body is not in the digest."""
+    head = _HEADER.pack(*h._replace(check=0))
+    return xxh64(_parts(h, body)[1], xxh64(head)) if h.full else xxh64(head + bytes(body))
+
+
+def _parts(h: Header, body: Any) -> tuple[Any, Any, Any]:
+    """Give the path of a full record, its inode numbers, and what comes behind them."""
+    begin = pad8(h.path_len)
+    end = begin + 8 * h.n
+    return body[:begin], body[begin:end], body[end:]
 
 
 NONE = Header(*[0] * len(Header._fields))
@@ -140,7 +165,7 @@ def record(kind: int, path: bytes, flags: int, state: int, err: int, op: int, bl
 def full_record(header: Header, path: bytes, entries: Entries) -> bytes:
     """Make the record of a directory or block from its columns; names and sums are filled in."""
     n = len(entries.names)
-    columns = (entries.size, entries.blocks, entries.mtime_ns, entries.ctime_ns, entries.ino, entries.nlink,
+    columns = (entries.ino, entries.size, entries.blocks, entries.mtime_ns, entries.ctime_ns, entries.nlink,
                entries.mode, entries.uid, entries.gid)
     text = b"".join(_LENGTH.pack(len(t)) + t for t in entries.targets)
     files = size = blocks = subdirs = links = 0
@@ -206,12 +231,8 @@ def _header(view: memoryview, at: int) -> Header | None:
 
 
 def _verify(view: memoryview, at: int, h: Header) -> bool:
-    head = _HEADER.pack(*h._replace(check=0))
     body = view[at + HEADER_BYTES:at + h.length]
-    if h.full:
-        if xxh64(head) != h.check or xxh64(body) != h.digest:
-            return False
-    elif xxh64(head + bytes(body)) != h.check:
+    if check_of(h, body) != h.check or (h.full and digest_of(h, body) != h.digest):
         return False
     last = 0
     for end in _column(view, at, h, "end"):
@@ -294,7 +315,7 @@ def _targets(view: memoryview, at: int, h: Header) -> list[bytes] | None:
 
 
 def _entries(view: memoryview, at: int, h: Header) -> Entries:
-    size, blocks, mtime, ctime, ino, nlink, mode, uid, gid = (_column(view, at, h, c) for c in _COLUMNS[:-1])
+    ino, size, blocks, mtime, ctime, nlink, mode, uid, gid = (_column(view, at, h, c) for c in _COLUMNS[:-1])
     return Entries(_names(view, at, h), size, blocks, mtime, ctime, ino, nlink, mode, uid, gid,
                    _targets(view, at, h) or [])
 

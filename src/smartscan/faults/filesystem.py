@@ -15,7 +15,8 @@ RULES.json is read again whenever it changes, and what hung on a rule is then an
                 "skip": 0, "count": null   leave the first ones alone; then only so many
                }, ...],                    the first rule that matches counts
      "virtual": [{"path": "dir", "kind": "endless" | "many" | "names" | "dup" | "loop", ...}],
-     "interrupt": "ignore" | "eintr" | "enosys"   what a hung request does when its reader gets a signal
+     "interrupt": "ignore" | "eintr" | "enosys",  what a hung request does when its reader gets a signal
+     "ino_offset": 0   added to each inode number, as of a file system that invents them anew
     }
 
 Virtual kinds: endless adds e-000000000000, ... without end to the directory, many only `n` of them;
@@ -120,6 +121,7 @@ class Orders:
     by_op: dict[str, list[Rule]] = field(default_factory=dict)
     virtual: dict[bytes, dict[str, Any]] = field(default_factory=dict)
     interrupt: str = "ignore"
+    ino_offset: int = 0
 
     def reload(self) -> bool:
         """Read the file if it changed; tell whether it did."""
@@ -140,6 +142,7 @@ class Orders:
         }
         self.virtual = {os.fsencode(kind["path"]): kind for kind in data.get("virtual", [])}
         self.interrupt = data.get("interrupt", "ignore")
+        self.ino_offset = data.get("ino_offset", 0)
         return True
 
     def find(self, op: str, path: bytes) -> Rule | None:
@@ -341,7 +344,7 @@ class FaultFS:
         found = self.stat(path)
         times = [getattr(found, f"st_{which}time_ns") for which in "amc"]
         return ATTR.pack(
-            found.st_ino, found.st_size, found.st_blocks,
+            found.st_ino + self.orders.ino_offset & MASK, found.st_size, found.st_blocks,
             *(ns // 10**9 & MASK for ns in times), *(ns % 10**9 for ns in times),
             found.st_mode, found.st_nlink, found.st_uid, found.st_gid, found.st_rdev, 4096, 0,
         )  # fmt: skip
@@ -501,7 +504,8 @@ class FaultFS:
                 break
             offset += 1
             used += length
-            record = struct.pack("<QQII", ino or 1, offset, len(found), kind)
+            ino = (ino or 1) + self.orders.ino_offset & MASK
+            record = struct.pack("<QQII", ino, offset, len(found), kind)
             records.append(record + found.ljust(length - 24, b"\0"))
         return b"".join(records)
 

@@ -65,9 +65,10 @@ class FaultMount:
     _log: Path
 
     def set(self, *, rules: Sequence[Rule] = (), virtual: Sequence[Rule] = (),
-            interrupt: str = "ignore") -> None:
+            interrupt: str = "ignore", ino_offset: int = 0) -> None:
         """Replace all rules; holds for the next request, and within 0.1 s for what hangs."""
-        text = json.dumps({"rules": list(rules), "virtual": list(virtual), "interrupt": interrupt})
+        text = json.dumps({"rules": list(rules), "virtual": list(virtual), "interrupt": interrupt,
+                           "ino_offset": ino_offset})  # fmt: skip
         new = self._rules.with_suffix(".new")
         new.write_text(text)
         new.replace(self._rules)

@@ -37,14 +37,16 @@ _CAME_AGAIN = (
     "INSERT INTO temp.goes SELECT n.name FROM temp.incoming AS n "
     "JOIN entry AS e ON e.dir_id = n.dir_id AND e.name = n.name WHERE n.dir_id = ?1"
 )
+# Without the inode number, which some file systems invent anew whenever the kernel has forgotten it.
+_OF_NEW = "(n.attr_id, n.size, n.blocks, n.mtime_ns, n.ctime_ns, n.nlink)"
+_OF_OLD = "(e.attr_id, e.size, e.blocks, e.mtime_ns, e.ctime_ns, e.nlink)"
 # What stays as it is. Not names of files that have several, which of them counts is found anew, nor symbolic
 # links, whose targets may not have been readable before.
 _DROP_SAME = (
     "DELETE FROM temp.incoming AS n WHERE n.dir_id = ?1 AND n.counted IS NULL AND EXISTS "
     "(SELECT 1 FROM entry AS e JOIN attr AS a ON a.id = e.attr_id "
     "WHERE e.dir_id = n.dir_id AND e.name = n.name AND a.type <> 'l' AND e.counted IS NULL AND "
-    "(n.attr_id, n.size, n.blocks, n.mtime_ns, n.ctime_ns, n.ino, n.nlink) "
-    "IS (e.attr_id, e.size, e.blocks, e.mtime_ns, e.ctime_ns, e.ino, e.nlink))"
+    f"{_OF_NEW} IS {_OF_OLD})"
 )
 _GOES = "e.dir_id = ?1 AND e.name IN (SELECT name FROM temp.goes)"
 _DELETE_REPLACED = ("DELETE FROM entry AS e WHERE " + _GOES, "DELETE FROM symlink AS e WHERE " + _GOES)
@@ -422,8 +424,7 @@ class Intake:
         (changed,) = conn.execute(
             "SELECT count(*) "
             + both.format("")
-            + " AND (n.attr_id, n.size, n.blocks, n.mtime_ns, n.ctime_ns, n.ino, n.nlink) "
-            "IS NOT (e.attr_id, e.size, e.blocks, e.mtime_ns, e.ctime_ns, e.ino, e.nlink)",
+            + f" AND {_OF_NEW} IS NOT {_OF_OLD}",
             one,
         ).fetchone()
         (new,) = conn.execute(
