@@ -44,6 +44,16 @@ def test_all_of_a_mount_is_given():
     assert found == mounts.MountInfo(b"/mnt/cache/deep/er", "btrfs", "/dev/nvme0n1", os.makedev(259, 1048575))
 
 
+def test_file_systems_that_may_invent_inode_numbers():
+    def invents(fs_type: str, dev: int = 0x32) -> bool:
+        return mounts.invents_inodes(os.makedev(0, dev), b"9 1 0:50 / /x rw - " + fs_type.encode() + b" x rw")
+
+    assert all(map(invents, ("fuse", "fuseblk", "fuse.sshfs", "cifs", "smb3", "vfat", "exfat")))
+    assert not any(map(invents, ("ext4", "xfs", "btrfs", "zfs", "nfs", "nfs4", "overlay")))
+    assert not invents("fuse.sshfs", dev=51)
+    assert not mounts.invents_inodes(50, b"")
+
+
 def test_no_mount_above_the_path_is_none():
     assert mounts.lookup(b"/mnt/user", b"") is None
     assert mounts.lookup(b"/elsewhere", TABLE.splitlines()[2]) is None

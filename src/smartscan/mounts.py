@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 MOUNTINFO = Path("/proc/self/mountinfo")
+# May give a file another inode number whenever the kernel has forgotten it; FUSE as its daemon likes.
+INVENTING = ("fuse", "cifs", "smb3", "vfat", "msdos", "exfat")
 
 
 class MountInfo(NamedTuple):
@@ -45,6 +47,12 @@ def lookup(path: bytes, mountinfo: bytes) -> MountInfo | None:
         here = {mount_id for mount_id, _, info in table if info is found}
         above = [info for mount_id, parent_id, info in table if parent_id in here and mount_id not in here]
     return found
+
+
+def invents_inodes(dev: int, mountinfo: bytes) -> bool:
+    """Tell whether the file system of this st_dev may invent its inode numbers, anew from time to time."""
+    table = (_parse(line)[2] for line in mountinfo.splitlines() if line)
+    return any(info.dev == dev and info.fs_type.startswith(INVENTING) for info in table)
 
 
 def _is_below(path: bytes, mount_point: bytes) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,23 @@ def test_inode_numbers_that_are_invented_anew_change_nothing(line, figure):
     wrong = sum(changed - 1 for _, changed, _ in seen)
     figure("entries called changed beside the one that was", wrong, at_most=0)
     assert seen == [[0, 1, 0]] * 3
+
+
+@pytest.mark.row(27)
+def test_a_share_whose_own_number_is_invented_anew_is_the_same_share(line):
+    line.build({"share": {f"d{n:02d}": {f"f{m}": m for m in range(30)} for n in range(40)}})
+    with fault_mount(line.real, rules=[latency(2)], **NO_CACHE) as mount:
+        words = ("--chunk-entries", 100, "--max-containers", 1, "--threads", 2)
+        scanning = line.start(mount.path / "share", *words)
+        offset = 0
+        while scanning.poll() is None:
+            offset += 1 << 40
+            mount.set(rules=[latency(2)], ino_offset=offset)
+            time.sleep(0.1)
+        line.finish(scanning, code=0)
+        # More than one worker has seen it, under more than one number.
+        assert len(line.outcomes("sealed")) > 3 and offset > 4 << 40
+    assert line.listing().keys() == find_listing(line.real / "share").keys() - {b""}
 
 
 @pytest.mark.row(9)

@@ -19,6 +19,7 @@ from collections import Counter, deque
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from smartscan import mounts
 from smartscan.model import DirState, Op, Root, b64
 from smartscan.shard import (
     KIND_DIR,
@@ -443,7 +444,7 @@ class Walker:
         self.opening = True
         self.root_fd = root_fd = open_share(self.orders.share)
         share_id = identity(root_fd)
-        if self.orders.share_id not in (None, share_id):
+        if not _is_same(self.orders.share_id, share_id):
             raise OSError(
                 errno.ESTALE,
                 "this is not the share that the scan began on: it was unmounted or replaced",
@@ -531,6 +532,13 @@ class Walker:
         except OSError:
             return
         self.fs = {"total_bytes": total, "used_bytes": used}
+
+
+def _is_same(known: tuple[int, int] | None, found: tuple[int, int]) -> bool:
+    """Whether it is the directory on which the scan began, by its identity, as far as that tells."""
+    if known is None or known == found:
+        return True
+    return known[0] == found[0] and mounts.invents_inodes(found[0], mounts.read())
 
 
 def _wchan(t: Thread) -> str:
