@@ -26,10 +26,11 @@ _SURVEYS, _PROBES, _DRILLS = "survey-*", ".probe-*", "drill-*"
 
 
 class Leftover(NamedTuple):
-    """Something that can go; `remove` says whether it went."""
+    """Something that can go, while nobody scans the mount that it is of; `remove` says whether it went."""
 
     what: str
     remove: Callable[[], bool]
+    mount: str | None = None
 
 
 def leftovers(db: Path, namespace: str, *, image: str = WORKER_IMAGE) -> tuple[list[Leftover], list[str]]:
@@ -58,10 +59,11 @@ def leftovers(db: Path, namespace: str, *, image: str = WORKER_IMAGE) -> tuple[l
                 Leftover(
                     f"{what} {w.worker_id} (chunk {w.chunk_id}, attempt {w.attempt})",
                     partial(_remove_worker, engine, w.worker_id),
+                    w.folder.parent.name,
                 )
             )
-    for folder in _folders(db, alive, busy, kept):
-        found.append(Leftover(str(folder), partial(_remove_folder, db.parent, folder)))
+    for mount, folder in _folders(db, alive, busy, kept):
+        found.append(Leftover(str(folder), partial(_remove_folder, db.parent, folder), mount))
     kept += [f"{link} is a link, which this program never lays: not touched" for link in _links(db.parent)]
     for folder in _drills(db.parent):
         found.append(Leftover(str(folder), partial(_remove_drill, db.parent, folder)))
@@ -84,7 +86,7 @@ def clean(found: list[Leftover], db: Path) -> tuple[list[str], list[str]]:
                 held.enter_context(lock.MountLock(db, mount.name))
             except (CatalogueBusy, CatalogueError) as e:  # a scan began meanwhile
                 stays.append(str(e))
-                found = [f for f in found if f"/work/{mount.name}/" not in f.what]
+                found = [item for item in found if item.mount != mount.name]
         for item in found:
             (gone if item.remove() else stays).append(item.what)
         with suppress(OSError):  # something else is in there
@@ -114,8 +116,12 @@ def _own(folder: Path, names: str) -> list[Path]:
     return sorted(place for place in folder.glob(names) if not place.is_symlink())
 
 
-def _folders(db: Path, alive: dict[str, lock.Holder], busy: set[Path], kept: list[str]) -> Iterator[Path]:
-    """Folders that nobody needs: of ended attempts, and of surveys and probes whose process is gone."""
+def _folders(
+    db: Path, alive: dict[str, lock.Holder], busy: set[Path], kept: list[str]
+) -> Iterator[tuple[str | None, Path]]:
+    """Folders that nobody needs, of ended attempts by their mount, and of surveys and probes whose process is
+    gone.
+    """
     data = db.parent
     needed = _needed(db)
     for mount in _mounts(data):
@@ -127,12 +133,12 @@ def _folders(db: Path, alive: dict[str, lock.Holder], busy: set[Path], kept: lis
             if (mount.name, folder.name) in needed:
                 kept.append(f"{folder} holds work of a scan that can go on")
             else:
-                yield folder
+                yield mount.name, folder
     for folder in _own(data, _SURVEYS):
         if not lock.holders(folder / CATALOGUE) and not lock.holders(folder / db.name):
-            yield folder
+            yield None, folder
     if not alive:
-        yield from _own(data, _PROBES)
+        yield from ((None, folder) for folder in _own(data, _PROBES))
 
 
 def _drills(data: Path) -> Iterator[Path]:

@@ -46,7 +46,7 @@ class Header(NamedTuple):
     kind: int
     length: int  # of the whole record, a multiple of 8
     check: int  # XXH64 of the header with check = 0, and of what of the body is not in `digest`
-    digest: int  # of the body of a full record, see `_digest`
+    digest: int  # of the body of a full record, see `digest_of`
     dir_digest: int  # of the whole directory, in its LAST record
     dev: int
     ino: int

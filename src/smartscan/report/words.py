@@ -29,9 +29,12 @@ STATES = {
 }
 
 _FAILING_DISK = "the storage failed to read; look at the system log and at the disk's SMART values"
+_REFUSED = (
+    "this user may not read it; run the scan as root, or allow it (a file server may refuse root, too)"
+)
 _CAUSES = {
-    errno.EACCES: "this user may not read it; run the scan as root, or allow it",
-    errno.EPERM: "this user may not read it; run the scan as root, or allow it",
+    errno.EACCES: _REFUSED,
+    errno.EPERM: _REFUSED,
     errno.EIO: _FAILING_DISK,
     errno.EREMOTEIO: _FAILING_DISK,
     errno.ENODATA: _FAILING_DISK,
